@@ -1,0 +1,46 @@
+"""The errors a user can meet, each with the exit code it ends the process with.
+
+`UserError` means: something outside this code is wrong (a setting, a file, the hardware) and the
+message is one line that says what, the value seen and what to do. Everything else is a bug of ours
+and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """Something the user can mend; its message is one line, never a traceback."""
+
+    exit_code = 2
+
+
+class SettingsError(UserError, ValueError):
+    """A setting, flag, recipe or launch that cannot be (exit 2)."""
+
+    exit_code = 2
+
+
+class InputError(UserError):
+    """Bad input: data set, checkpoint, run folder or image (exit 3)."""
+
+    exit_code = 3
+
+
+class NonFiniteError(UserError):
+    """The loss or a gradient stopped being a finite number (exit 4)."""
+
+    exit_code = 4
+
+
+class OutOfResourcesError(UserError):
+    """Out of memory or disk (exit 5)."""
+
+    exit_code = 5
+
+
+class Preempted(UserError):
+    """A stop signal was obeyed and the state is on disk: the same command resumes (130 or 143)."""
+
+    def __init__(self, signal_number: int, *, step: int, stop_step: int) -> None:
+        super().__init__(
+            f"stopped after update {step} of {stop_step}, all saved; the same command continues from there"
+        )
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,302 @@
+"""Every knob of a run: name, range, default and one sentence. The only source of defaults.
+
+Names are flat, so a flag, a sweep parameter, a W&B config key and a YAML key are the same word; in
+code they are grouped in section classes, so that a room can ask for just the section it needs.
+A value comes from (first wins): the keyword or flag, the environment (`CIFAR10_ACCEL_<NAME>`), the
+recipe, the default here. Anything unknown, out of range, nan or inf is a `SettingsError`.
+"""
+
+import difflib
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cifar10_accel.errors import SettingsError
+
+ENV_PREFIX = "CIFAR10_ACCEL_"
+RECIPES_DIR = Path(__file__).parent / "recipes"
+
+Augmentation = Literal["crop", "flip", "cutout"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class DataSettings(_Section):
+    """Which images, and what is done to them on the way to the net."""
+
+    dataset: Literal["auto", "cifar10", "synthetic", "folder"] = Field(
+        "auto", description="cifar10; synthetic (drawn, no download); folder (train/ and test/ of class folders); "
+        "auto: cifar10 if it is there or can be had, else synthetic with a warning")  # fmt: skip
+    data_dir: Path = Field(Path("data"), description="where the data set is, or is downloaded to")
+    synthetic_size: int = Field(
+        20_000, ge=100, le=1_000_000, description="training images of the synthetic set (a fifth more for testing)")  # fmt: skip
+    val_size: int = Field(0, ge=0, description="images held out of the training set, stratified, for val/accuracy")
+    augment: Annotated[tuple[Augmentation, ...], NoDecode] = Field(
+        ("crop", "flip", "cutout"), description="augmentations of the training images, comma-separated; none for none")  # fmt: skip
+    crop_padding: int = Field(4, ge=1, le=16, description="pixels padded on each side before the random crop")
+    pad_mode: Literal["reflect", "constant"] = Field(
+        "reflect", description="what the padding shows: the mirrored image or the mean colour"
+    )
+    flip_mode: Literal["random", "alternating"] = Field(
+        "random", description="random: a coin for each image and epoch; alternating: at random in the first epoch, "
+        "then the other way round in every next one")  # fmt: skip
+    cutout_size: int = Field(8, ge=1, le=32, description="side of the square that cutout fills with the mean, in pixels")  # fmt: skip
+    mixup_alpha: Positive | None = Field(None, description="MixUp with weights from Beta(alpha, alpha); none: off")
+    cutmix_alpha: Positive | None = Field(
+        None, description="CutMix with areas from Beta(alpha, alpha); none: off; with mixup_alpha: a coin for each batch")  # fmt: skip
+    augment_backend: Literal["auto", "batched", "albumentations"] = Field(
+        "auto", description="batched: whole batches on the device; albumentations: image by image in loader workers; "
+        "auto: batched if every transform can be lowered. Same pixels either way")  # fmt: skip
+    num_workers: int = Field(
+        0, ge=0, le=256, description="loader processes per rank for the albumentations backend (0: in the main process)")  # fmt: skip
+
+
+class ModelSettings(_Section):
+    """Which net."""
+
+    model: Literal["custom_resnet", "resnet18", "depthwise_dilated"] = Field(
+        "custom_resnet", description="architecture; `cifar10-accel models` describes them"
+    )
+    width: int = Field(64, ge=4, le=1024, description="channels of the first stage; the others follow in proportion")
+    activation: Literal["relu", "gelu", "celu", "silu"] = Field("relu", description="non-linearity after each norm")
+    head_bias: bool = Field(False, description="whether the last linear layer has a bias")
+    logit_scale: Positive = Field(0.125, description="factor on the logits; below 1 lets the LR be high")
+
+
+class OptimSettings(_Section):
+    """How an update is made."""
+
+    batch_size: int = Field(512, ge=1, description="images per update, over all processes and accumulation steps")
+    grad_accum_steps: int = Field(1, ge=1, le=1024, description="pieces a batch is split into to save memory")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="update rule")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; first beta of adamw")
+    nesterov: bool = Field(True, description="Nesterov momentum (sgd)")
+    weight_decay: float = Field(5e-4, ge=0, le=1, description="L2 penalty of sgd; decoupled decay of adamw")
+    decay_norm_and_bias: bool = Field(True, description="whether norm parameters and biases are decayed too")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability mass spread evenly over the classes")
+    grad_clip: Positive | None = Field(None, description="largest allowed norm of the whole gradient; none: no clipping")  # fmt: skip
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="per-update decay of the averaged weights that are evaluated; none: no averaging")  # fmt: skip
+
+
+class ScheduleSettings(_Section):
+    """How long, and the learning rate on the way."""
+
+    epochs: int = Field(24, ge=1, le=100_000, description="passes over the training set")
+    max_steps: int | None = Field(
+        None, ge=1, description="stop after this many updates; the LR curve stays that of all epochs"
+    )
+    max_lr: float = Field(0.4, gt=0, le=1000, description="LR at the peak of the one-cycle")
+    peak_epoch: float = Field(5.0, ge=0, description="epoch at which the LR peaks")
+    div_factor: float = Field(25.0, ge=1, le=1e9, description="the first LR is max_lr / div_factor")
+    final_div_factor: float = Field(
+        1e4, ge=1, le=1e12, description="the last LR is the first LR / final_div_factor; 1: no annihilation"
+    )
+    anneal: Literal["linear", "cos"] = Field("linear", description="shape of the two ramps")
+
+
+class RunSettings(_Section):
+    """Where and how the run is carried out; what is evaluated and kept."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order, augmentation and hold-out")
+    precision: Literal["no", "fp16", "bf16"] | None = Field(
+        None, description="mixed precision; none: as `accelerate launch` says"
+    )
+    channels_last: bool = Field(True, description="NHWC memory format (faster convolutions)")
+    compile: bool = Field(False, description="torch.compile the net (a minute at the start, faster after)")
+    deterministic: bool = Field(False, description="only deterministic kernels (CPU runs always are); slower on GPU")
+    num_threads: int | None = Field(
+        None, ge=1, description="CPU threads per process; none: this machine's cores shared by its processes"
+    )
+    tta: Literal["none", "flip", "multicrop"] = Field(
+        "none", description="test-time augmentation, reported beside the plain number"
+    )
+    eval_batch_size: int = Field(1000, ge=1, description="images per evaluation batch and process")
+    eval_every: int = Field(1, ge=1, description="epochs between evaluations (the last epoch always is)")
+    log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
+    checkpoint_every: Positive = Field(1.0, description="epochs between checkpoints; 0.25: four an epoch")
+    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept (two, so that a damaged one loses little)")  # fmt: skip
+    run_dir: Path | None = Field(None, description="run folder; none: runs/<run_name>")
+    run_name: str | None = Field(
+        None, min_length=1, max_length=100, pattern=r"^[^/\\]+$",
+        description="none: made from recipe, data set and a hash of the settings, so the same command resumes")  # fmt: skip
+
+
+class TrackingSettings(_Section):
+    """Mirrors of metrics.jsonl; none of them can stop a training."""
+
+    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = Field("wandb", description="where metrics go besides the run folder")  # fmt: skip
+    wandb_project: str = Field("cifar10-accel", min_length=1, description="W&B (or Trackio) project")
+    wandb_entity: str | None = Field(None, description="W&B team or user; none: your default")
+    wandb_mode: Literal["auto", "online", "offline"] = Field(
+        "auto", description="auto: online where you are logged in, else offline"
+    )
+
+
+class Settings(
+    TrackingSettings, RunSettings, ScheduleSettings, OptimSettings, ModelSettings, DataSettings, BaseSettings
+):
+    """All settings of a run, validated; immutable. `Settings(max_lr=0.2)` is all Python code needs."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True,
+        env_ignore_empty=True, protected_namespaces=())  # fmt: skip
+
+    recipe: str = Field(
+        "auto", description="name of a recipe, or a YAML file of settings; auto: resnet24, or cpu without an accelerator")  # fmt: skip
+
+    # Two runs that differ only in these end with the same weights.
+    NOT_IN_THE_MATH: ClassVar[frozenset[str]] = frozenset(
+        {"recipe", "data_dir", "augment_backend", "num_workers", "max_steps", "eval_batch_size", "eval_every", "tta",
+         "log_every", "checkpoint_every", "keep_checkpoints", "num_threads", "run_dir", "run_name"} | set(TrackingSettings.model_fields)
+    )  # fmt: skip
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError("\n".join(_in_one_line(details) for details in error.errors())) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
+        _refuse_unknown_environment()
+        return init_settings, env_settings, _RecipeSource(settings_cls)
+
+    def with_recipe(self, recipe: str) -> Self:
+        """The same keywords, flags and environment over another recipe's values."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**(given | {"recipe": recipe}))
+
+    def math(self) -> dict[str, Any]:
+        """The settings that decide the final weights, as plain values."""
+        return self.model_dump(mode="json", exclude=set(self.NOT_IN_THE_MATH))
+
+    def fingerprint(self) -> str:
+        """Six hex digits that name `math()`."""
+        return hashlib.sha256(yaml.safe_dump(self.math()).encode()).hexdigest()[:6]
+
+    def to_yaml(self) -> str:
+        """Every setting, grouped as here; `read_yaml` of it gives the same settings back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _words_to_values(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[cast(str, info.field_name)].annotation
+        if info.field_name == "augment" and isinstance(value, str):
+            return () if value.lower() in ("none", "") else [word.strip() for word in value.split(",")]
+        if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in get_args(annotation):
+            return None
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("expected a value, not true or false")
+        return value
+
+    @model_validator(mode="after")
+    def _agree_with_each_other(self) -> Self:
+        if self.peak_epoch >= self.epochs:
+            raise ValueError(
+                f"peak_epoch: {self.peak_epoch:g} is not before the end of {self.epochs} epochs; "
+                f"give --peak-epoch a value below {self.epochs}"
+            )
+        if self.batch_size % self.grad_accum_steps:
+            raise ValueError(
+                f"batch_size: {self.batch_size} cannot be split into {self.grad_accum_steps} equal pieces; "
+                "give a multiple of grad_accum_steps"
+            )
+        return self
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+
+
+def recipe_path(recipe: str) -> Path:
+    """The YAML file behind a recipe's name or path; `SettingsError` if there is none."""
+    named = RECIPES_DIR / f"{recipe}.yaml"
+    if named.is_file():
+        return named
+    if Path(recipe).suffix in (".yaml", ".yml"):
+        return Path(recipe)
+    hint = _did_you_mean(recipe, ["auto", *recipe_names()])
+    raise SettingsError(
+        f"recipe: no recipe {recipe!r}{hint}; there are auto, {', '.join(recipe_names())}, or a .yaml file"
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file of settings; `SettingsError` names the file and the fault."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read ({error}); give a UTF-8 YAML file") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: expected lines of `name: value`, found a {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
+class _RecipeSource(PydanticBaseSettingsSource):
+    """The values of the recipe that the stronger sources name; `auto` has none until it is resolved."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # pydantic-settings asks for it; __call__ below replaces its use
+
+    def __call__(self) -> dict[str, Any]:
+        recipe = str(self.current_state.get("recipe", "auto"))
+        if recipe == "auto":
+            return {}
+        values = read_yaml(recipe_path(recipe))
+        return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where the standard keeps the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key!r} is given twice")
+        return super().construct_mapping(node, deep=deep)
+
+
+def _in_one_line(details: Any) -> str:
+    """One pydantic error as `name: value seen, what is allowed`."""
+    if not details["loc"]:  # the checks of one setting against another, already worded
+        return str(details["ctx"]["error"])
+    name = str(details["loc"][0])
+    if details["type"] == "extra_forbidden":
+        return f"{name}: no such setting{_did_you_mean(name, list(Settings.model_fields))}; `cifar10-accel train --help` lists all"
+    reason = details["msg"].removeprefix("Value error, ")
+    return f"{name}: {details['input']!r} {'' if ':' in reason else 'is wrong: '}{reason[0].lower()}{reason[1:]}"
+
+
+def _refuse_unknown_environment() -> None:
+    for variable in os.environ:
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if variable.startswith(ENV_PREFIX) and name not in Settings.model_fields:
+            hint = _did_you_mean(name, list(Settings.model_fields))
+            raise SettingsError(f"{variable}: no such setting{hint}; unset the variable or mend its name")
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word.replace("-", "_"), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

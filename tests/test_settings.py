@@ -1,0 +1,110 @@
+"""Every wrong setting is one line that names it, the value seen and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from cifar10_accel.errors import SettingsError
+from cifar10_accel.settings import Settings, read_yaml, recipe_names
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"max_lr": -1}, "max_lr: -1"),
+        ({"max_lr": 0}, "greater than 0"),
+        ({"max_lr": float("nan")}, "max_lr: nan"),
+        ({"max_lr": float("inf")}, "max_lr: inf"),
+        ({"max_lr": "abc"}, "max_lr: 'abc'"),
+        ({"max_lr": True}, "max_lr: True"),
+        ({"momentum": 1.0}, "less than 1"),
+        ({"epochs": 2.5}, "epochs: 2.5"),
+        ({"epochs": 0}, "epochs: 0"),
+        ({"batch_size": 0}, "batch_size: 0"),
+        ({"peak_epoch": 24}, "peak_epoch: 24"),
+        ({"peak_epoch": "30%"}, "peak_epoch: '30%'"),
+        ({"grad_accum_steps": 3}, "batch_size: 512"),
+        ({"keep_checkpoints": 1}, "greater than or equal to 2"),
+        ({"augment": "crop,flp"}, "'flp'"),
+        ({"max_lrr": 1}, "did you mean 'max_lr'"),
+        ({"recipe": "resnet42"}, "did you mean 'resnet24'"),
+        ({"run_name": "a/b"}, "run_name: 'a/b'"),
+    ],
+)
+def test_a_wrong_value_is_one_line(values: dict[str, object], expected: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings(**values)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_keyword_beats_the_environment_beats_the_recipe_beats_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("max_lr: 0.1\nmomentum: 0.1\nweight_decay: 0.1\n")
+    monkeypatch.setenv("CIFAR10_ACCEL_MAX_LR", "0.2")
+    monkeypatch.setenv("CIFAR10_ACCEL_MOMENTUM", "0.2")
+    settings = Settings(recipe=str(recipe), max_lr=0.3)
+    assert (settings.max_lr, settings.momentum, settings.weight_decay, settings.epochs) == (0.3, 0.2, 0.1, 24)
+
+
+def test_an_unknown_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR10_ACCEL_DATADIR", "x")
+    with pytest.raises(SettingsError, match="did you mean 'data_dir'"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max_lr: 0.1\nmax_lr: 0.2\n", "given twice"),
+        ("- 1\n", "found a list"),
+        ("a:\n\t- b\n", "not valid YAML"),
+        ("\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_is_one_line(text: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SettingsError, match=expected) as caught:
+        Settings(recipe=str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        Settings(recipe=str(tmp_path / "none.yaml"))
+    (tmp_path / "empty.yaml").touch()
+    assert Settings(recipe=str(tmp_path / "empty.yaml")).epochs == 24
+
+
+def test_yaml_numbers_in_scientific_form_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("weight_decay: 1e-3\n")  # YAML 1.1 reads this as a string
+    assert Settings(recipe=str(tmp_path / "r.yaml")).weight_decay == 0.001
+
+
+def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
+    settings = Settings(max_lr=0.123, augment="crop", grad_clip=1.0, run_dir=tmp_path)
+    (tmp_path / "settings.yaml").write_text(settings.to_yaml())
+    assert Settings(**read_yaml(tmp_path / "settings.yaml")) == settings
+
+
+def test_the_fingerprint_changes_with_the_math_alone() -> None:
+    base = Settings()
+    assert Settings(num_workers=3, tracker="none", keep_checkpoints=5).fingerprint() == base.fingerprint()
+    assert Settings(seed=1).fingerprint() != base.fingerprint()
+    assert set(Settings.model_fields) >= base.NOT_IN_THE_MATH
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_and_opens_with_its_command(name: str) -> None:
+    settings = Settings(recipe=name)
+    assert settings.with_recipe(name) == settings
+    text = (Path(__file__).parent.parent / "cifar10_accel" / "recipes" / f"{name}.yaml").read_text()
+    assert text.startswith("# accelerate launch")
+    assert f"--recipe {name}" in text.splitlines()[0]
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
