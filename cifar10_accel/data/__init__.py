@@ -1,0 +1,1 @@
+"""The rooms that turn bytes on disk into batches on the device."""
