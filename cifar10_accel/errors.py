@@ -5,6 +5,8 @@ message is one line that says what, the value seen and what to do. Everything el
 and keeps its traceback.
 """
 
+import difflib
+
 
 class UserError(Exception):
     """Something the user can mend; its message is one line, never a traceback."""
@@ -44,3 +46,9 @@ class Preempted(UserError):
             f"stopped after update {step} of {stop_step}, all saved; the same command continues from there"
         )
         self.exit_code = 128 + signal_number
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """A hint at the known word closest to this one, or nothing if none is close."""
+    close = difflib.get_close_matches(word.replace("-", "_"), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -6,21 +6,19 @@ A value comes from (first wins): the keyword or flag, the environment (`CIFAR10_
 recipe, the default here. Anything unknown, out of range, nan or inf is a `SettingsError`.
 """
 
-import difflib
 import hashlib
 import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
-from pydantic import field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from cifar10_accel.errors import SettingsError
+from cifar10_accel.errors import SettingsError, did_you_mean
+from cifar10_accel.recipes import read_recipe
 
 ENV_PREFIX = "CIFAR10_ACCEL_"
-RECIPES_DIR = Path(__file__).parent / "recipes"
 
 Augmentation = Literal["crop", "flip", "cutout"]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -35,30 +33,43 @@ class DataSettings(_Section):
     """Which images, and what is done to them on the way to the net."""
 
     dataset: Literal["auto", "cifar10", "synthetic", "folder"] = Field(
-        "auto", description="cifar10; synthetic (drawn, no download); folder (train/ and test/ of class folders); "
-        "auto: cifar10 if it is there or can be had, else synthetic with a warning")  # fmt: skip
+        "auto",
+        description="cifar10; synthetic (drawn, no download); folder (train/ and test/ of class folders); "
+        "auto: cifar10 if it is there or can be had, else synthetic with a warning",
+    )
     data_dir: Path = Field(Path("data"), description="where the data set is, or is downloaded to")
     synthetic_size: int = Field(
-        20_000, ge=100, le=1_000_000, description="training images of the synthetic set (a fifth more for testing)")  # fmt: skip
+        20_000, ge=100, le=1_000_000, description="training images of the synthetic set (a fifth more for testing)"
+    )
     val_size: int = Field(0, ge=0, description="images held out of the training set, stratified, for val/accuracy")
     augment: Annotated[tuple[Augmentation, ...], NoDecode] = Field(
-        ("crop", "flip", "cutout"), description="augmentations of the training images, comma-separated; none for none")  # fmt: skip
+        ("crop", "flip", "cutout"), description="augmentations of the training images, comma-separated; none for none"
+    )
     crop_padding: int = Field(4, ge=1, le=16, description="pixels padded on each side before the random crop")
     pad_mode: Literal["reflect", "constant"] = Field(
         "reflect", description="what the padding shows: the mirrored image or the mean colour"
     )
     flip_mode: Literal["random", "alternating"] = Field(
-        "random", description="random: a coin for each image and epoch; alternating: at random in the first epoch, "
-        "then the other way round in every next one")  # fmt: skip
-    cutout_size: int = Field(8, ge=1, le=32, description="side of the square that cutout fills with the mean, in pixels")  # fmt: skip
+        "random",
+        description="random: a coin for each image and epoch; alternating: at random in the first epoch, "
+        "then the other way round in every next one",
+    )
+    cutout_size: int = Field(
+        8, ge=1, le=32, description="side of the square that cutout fills with the mean, in pixels"
+    )
     mixup_alpha: Positive | None = Field(None, description="MixUp with weights from Beta(alpha, alpha); none: off")
     cutmix_alpha: Positive | None = Field(
-        None, description="CutMix with areas from Beta(alpha, alpha); none: off; with mixup_alpha: a coin for each batch")  # fmt: skip
+        None,
+        description="CutMix with areas from Beta(alpha, alpha); none: off; with mixup_alpha: a coin for each batch",
+    )
     augment_backend: Literal["auto", "batched", "albumentations"] = Field(
-        "auto", description="batched: whole batches on the device; albumentations: image by image in loader workers; "
-        "auto: batched if every transform can be lowered. Same pixels either way")  # fmt: skip
+        "auto",
+        description="batched: whole batches on the device; albumentations: image by image in loader workers; "
+        "auto: batched if every transform can be lowered. Same pixels either way",
+    )
     num_workers: int = Field(
-        0, ge=0, le=256, description="loader processes per rank for the albumentations backend (0: in the main process)")  # fmt: skip
+        0, ge=0, le=256, description="loader processes per rank for the albumentations backend (0: in the main process)"
+    )
 
 
 class ModelSettings(_Section):
@@ -84,9 +95,12 @@ class OptimSettings(_Section):
     weight_decay: float = Field(5e-4, ge=0, le=1, description="L2 penalty of sgd; decoupled decay of adamw")
     decay_norm_and_bias: bool = Field(True, description="whether norm parameters and biases are decayed too")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability mass spread evenly over the classes")
-    grad_clip: Positive | None = Field(None, description="largest allowed norm of the whole gradient; none: no clipping")  # fmt: skip
+    grad_clip: Positive | None = Field(
+        None, description="largest allowed norm of the whole gradient; none: no clipping"
+    )
     ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="per-update decay of the averaged weights that are evaluated; none: no averaging")  # fmt: skip
+        None, gt=0, lt=1, description="per-update decay of the averaged weights that are evaluated; none: no averaging"
+    )
 
 
 class ScheduleSettings(_Section):
@@ -125,17 +139,25 @@ class RunSettings(_Section):
     eval_every: int = Field(1, ge=1, description="epochs between evaluations (the last epoch always is)")
     log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
     checkpoint_every: Positive = Field(1.0, description="epochs between checkpoints; 0.25: four an epoch")
-    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept (two, so that a damaged one loses little)")  # fmt: skip
+    keep_checkpoints: int = Field(
+        2, ge=2, description="newest checkpoints kept (two, so that a damaged one loses little)"
+    )
     run_dir: Path | None = Field(None, description="run folder; none: runs/<run_name>")
     run_name: str | None = Field(
-        None, min_length=1, max_length=100, pattern=r"^[^/\\]+$",
-        description="none: made from recipe, data set and a hash of the settings, so the same command resumes")  # fmt: skip
+        None,
+        min_length=1,
+        max_length=100,
+        pattern=r"^[^/\\]+$",
+        description="none: made from recipe, data set and a hash of the settings, so the same command resumes",
+    )
 
 
 class TrackingSettings(_Section):
     """Mirrors of metrics.jsonl; none of them can stop a training."""
 
-    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = Field("wandb", description="where metrics go besides the run folder")  # fmt: skip
+    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = Field(
+        "wandb", description="where metrics go besides the run folder"
+    )
     wandb_project: str = Field("cifar10-accel", min_length=1, description="W&B (or Trackio) project")
     wandb_entity: str | None = Field(None, description="W&B team or user; none: your default")
     wandb_mode: Literal["auto", "online", "offline"] = Field(
@@ -149,17 +171,40 @@ class Settings(
     """All settings of a run, validated; immutable. `Settings(max_lr=0.2)` is all Python code needs."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True,
-        env_ignore_empty=True, protected_namespaces=())  # fmt: skip
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        env_ignore_empty=True,
+        protected_namespaces=(),
+    )
 
     recipe: str = Field(
-        "auto", description="name of a recipe, or a YAML file of settings; auto: resnet24, or cpu without an accelerator")  # fmt: skip
+        "auto",
+        description="name of a recipe, or a YAML file of settings; auto: resnet24, or cpu without an accelerator",
+    )
 
     # Two runs that differ only in these end with the same weights.
     NOT_IN_THE_MATH: ClassVar[frozenset[str]] = frozenset(
-        {"recipe", "data_dir", "augment_backend", "num_workers", "max_steps", "eval_batch_size", "eval_every", "tta",
-         "log_every", "checkpoint_every", "keep_checkpoints", "num_threads", "run_dir", "run_name"} | set(TrackingSettings.model_fields)
-    )  # fmt: skip
+        {
+            "recipe",
+            "data_dir",
+            "augment_backend",
+            "num_workers",
+            "max_steps",
+            "eval_batch_size",
+            "eval_every",
+            "tta",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "num_threads",
+            "run_dir",
+            "run_name",
+        }
+        | set(TrackingSettings.model_fields)
+    )
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -169,10 +214,13 @@ class Settings(
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
         _refuse_unknown_environment()
         return init_settings, env_settings, _RecipeSource(settings_cls)
 
@@ -220,39 +268,6 @@ class Settings(
         return self
 
 
-def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
-
-
-def recipe_path(recipe: str) -> Path:
-    """The YAML file behind a recipe's name or path; `SettingsError` if there is none."""
-    named = RECIPES_DIR / f"{recipe}.yaml"
-    if named.is_file():
-        return named
-    if Path(recipe).suffix in (".yaml", ".yml"):
-        return Path(recipe)
-    hint = _did_you_mean(recipe, ["auto", *recipe_names()])
-    raise SettingsError(
-        f"recipe: no recipe {recipe!r}{hint}; there are auto, {', '.join(recipe_names())}, or a .yaml file"
-    )
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file of settings; `SettingsError` names the file and the fault."""
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read ({error}); give a UTF-8 YAML file") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise SettingsError(f"{path}: expected lines of `name: value`, found a {type(values).__name__}")
-    return {str(key): value for key, value in values.items()}
-
-
 class _RecipeSource(PydanticBaseSettingsSource):
     """The values of the recipe that the stronger sources name; `auto` has none until it is resolved."""
 
@@ -263,19 +278,7 @@ class _RecipeSource(PydanticBaseSettingsSource):
         recipe = str(self.current_state.get("recipe", "auto"))
         if recipe == "auto":
             return {}
-        values = read_yaml(recipe_path(recipe))
-        return values
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where the standard keeps the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} is given twice")
-        return super().construct_mapping(node, deep=deep)
+        return read_recipe(recipe)
 
 
 def _in_one_line(details: Any) -> str:
@@ -284,7 +287,8 @@ def _in_one_line(details: Any) -> str:
         return str(details["ctx"]["error"])
     name = str(details["loc"][0])
     if details["type"] == "extra_forbidden":
-        return f"{name}: no such setting{_did_you_mean(name, list(Settings.model_fields))}; `cifar10-accel train --help` lists all"
+        hint = did_you_mean(name, list(Settings.model_fields))
+        return f"{name}: no such setting{hint}; `cifar10-accel train --help` lists all"
     reason = details["msg"].removeprefix("Value error, ")
     return f"{name}: {details['input']!r} {'' if ':' in reason else 'is wrong: '}{reason[0].lower()}{reason[1:]}"
 
@@ -293,10 +297,5 @@ def _refuse_unknown_environment() -> None:
     for variable in os.environ:
         name = variable.removeprefix(ENV_PREFIX).lower()
         if variable.startswith(ENV_PREFIX) and name not in Settings.model_fields:
-            hint = _did_you_mean(name, list(Settings.model_fields))
+            hint = did_you_mean(name, list(Settings.model_fields))
             raise SettingsError(f"{variable}: no such setting{hint}; unset the variable or mend its name")
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word.replace("-", "_"), known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

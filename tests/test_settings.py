@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cifar10_accel.errors import SettingsError
-from cifar10_accel.settings import Settings, read_yaml, recipe_names
+from cifar10_accel.recipes import read_yaml, recipe_names
+from cifar10_accel.settings import Settings
 
 
 @pytest.mark.parametrize(

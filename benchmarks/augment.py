@@ -1,0 +1,214 @@
+"""What augmentation costs: `python -m benchmarks.augment`. All contestants in one run on one thread.
+
+The pipeline is the default one: reflect pad 4, random crop, random flip, cutout 8, normalise to float32.
+Contestants take turns; the time is CPU time of the one thread, so that other load on the machine counts
+as little as can be. Needs no data. With a GPU it also measures the batched execution there, beside a training step.
+"""
+
+import importlib.util
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+import torchvision.transforms.v2 as tv
+
+from cifar10_accel.data.augment import MEAN, STD, A, apply, image_key, image_keys, training_pipeline
+from cifar10_accel.data.batched import lower, normalize
+from cifar10_accel.settings import DataSettings, Settings
+
+BATCH = 512
+SINGLE = 512  # images a round for those that go image by image
+ROUNDS = 15
+IMAGES = np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
+BATCHED = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)  # (N, 3, 32, 32) uint8, channels_last
+PLANAR = BATCHED.contiguous()  # the layout torchvision is fastest with
+CUTOUT = (8 * 8) / (32 * 32)
+
+Contestant = tuple[str, int, Callable[[], Any]]  # name, images a call, call
+
+
+def main() -> None:
+    """Prints the machine, the versions and the tables."""
+    torch.set_num_threads(1)
+    print_machine()
+    print_table(contestants())
+    print_memory()
+    if torch.cuda.is_available():
+        print_gpu()
+
+
+def print_machine() -> None:
+    """The machine and the versions that matter here."""
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    print(f"machine: {cpu or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"python {platform.python_version()}, torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()})")
+    print(f"torchvision {torchvision.__version__}, albumentations {A.__version__}, numpy {np.__version__}")
+
+
+def contestants() -> list[Contestant]:
+    """Ours first; every other runs the same transforms in its own way."""
+    pipeline = training_pipeline(DataSettings())
+    augment = lower(pipeline)
+    indices = torch.arange(BATCH)
+    plain = training_pipeline(DataSettings())
+    torchvision_pipeline = torchvision_transforms()
+    found: list[Contestant] = [
+        ("batched", BATCH, lambda: augment(BATCHED, image_keys(0, 0, indices), torch.float32)),
+        ("batched, normalisation alone", BATCH, lambda: normalize(BATCHED, torch.float32)),
+        ("Albumentations, image by image", SINGLE, lambda: [plain(image=image) for image in IMAGES]),
+        (
+            "Albumentations with our draws",
+            SINGLE,
+            lambda: [apply(pipeline, x, key=image_key(0, 0, i)) for i, x in enumerate(IMAGES)],
+        ),
+        ("torchvision v2, image by image", SINGLE, lambda: [torchvision_pipeline(image) for image in PLANAR]),
+        ("torchvision v2, batch (*)", BATCH, lambda: torchvision_pipeline(PLANAR)),
+        ("torchvision v2, batch, channels_last (*)", BATCH, lambda: torchvision_pipeline(BATCHED)),
+    ]
+    if importlib.util.find_spec("kornia"):
+        kornia_pipeline = kornia_transforms()
+        found.append(("kornia, batch", BATCH, lambda: kornia_pipeline(PLANAR.float() / 255)))
+    return found
+
+
+def torchvision_transforms() -> Any:
+    """The default pipeline in torchvision v2."""
+    return tv.Compose([
+        tv.RandomCrop(32, padding=4, padding_mode="reflect"),
+        tv.RandomHorizontalFlip(),
+        tv.RandomErasing(p=1, scale=(CUTOUT, CUTOUT), ratio=(1, 1), value=[125, 123, 114]),
+        tv.ToDtype(torch.float32, scale=True),
+        tv.Normalize(MEAN, STD, inplace=True),
+    ])  # fmt: skip
+
+
+def kornia_transforms() -> Any:
+    """The default pipeline in kornia, on floats in 0..1."""
+    import kornia.augmentation as K
+
+    return K.AugmentationSequential(
+        K.RandomCrop((32, 32), padding=4, padding_mode="reflect"),
+        K.RandomHorizontalFlip(),
+        K.RandomErasing(p=1, scale=(CUTOUT, CUTOUT), ratio=(1, 1), value=float(np.mean(MEAN))),
+        K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+    )
+
+
+def print_table(found: list[Contestant]) -> None:
+    """Images per second, best of the rounds, and how many times as fast `batched` is."""
+    seconds: dict[str, list[float]] = {name: [] for name, _, _ in found}
+    for _ in range(ROUNDS):
+        for name, num_images, call in found:
+            start = time.process_time()
+            call()
+            seconds[name].append((time.process_time() - start) / num_images)
+    ours = np.median(seconds["batched"])
+    print(f"\n| one core, batches of {BATCH} | images/s, best | images/s, median | batched is faster by |")
+    print("|---|---:|---:|---:|")
+    for name, values in seconds.items():
+        best, median = min(values), np.median(values)
+        print(f"| {name} | {1 / best:,.0f} | {1 / median:,.0f} | {median / ours:.1f}x |")
+    print("(*) one crop, one flip and one box for the whole batch, not for each image")
+
+
+def print_memory() -> None:
+    """What the training data path adds to two processes: proportional set size, 50,000 images, 40 batches each."""
+    import multiprocessing
+
+    if not Path("/proc/self/smaps_rollup").exists():
+        return
+    context = multiprocessing.get_context("spawn")
+    queue, barrier = context.Queue(), context.Barrier(2)
+    processes = [context.Process(target=_measure_memory, args=(queue, barrier)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    added = [queue.get() for _ in processes]
+    for process in processes:
+        process.join()
+    print(f"\nmemory added by the data path, two processes together: {sum(added) / 2**20:,.0f} MB")
+
+
+def _measure_memory(queue: Any, barrier: Any) -> None:
+    torch.set_num_threads(1)
+    augment = lower(training_pipeline(DataSettings()))
+    augment(BATCHED, image_keys(0, 0, torch.arange(BATCH)), torch.float32)
+    barrier.wait()
+    before = _proportional_bytes()
+    images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
+    resident = torch.from_numpy(images)
+    for batch in range(40):
+        indices = torch.arange(batch * BATCH, (batch + 1) * BATCH)
+        batched = augment(resident[indices].permute(0, 3, 1, 2), image_keys(0, 0, indices), torch.float32)
+    assert len(batched) == BATCH
+    barrier.wait()
+    queue.put(_proportional_bytes() - before)
+    barrier.wait()
+
+
+def _proportional_bytes() -> int:
+    line = next(line for line in _lines("/proc/self/smaps_rollup") if line.startswith("Pss:"))
+    return int(line.split()[1]) * 1024
+
+
+def print_gpu() -> None:
+    """The batched execution on the GPU, and its share of a training step of `custom_resnet` in fp16."""
+    augment = lower(training_pipeline(DataSettings()))
+    print(f"\n| {torch.cuda.get_device_name()}, torch {torch.version.cuda} | images/s | ms a batch |\n|---|---:|---:|")
+    for num_images in (BATCH, 2048, 8192, 50_000):
+        images = torch.randint(0, 256, (num_images, 32, 32, 3), dtype=torch.uint8, device="cuda").permute(0, 3, 1, 2)
+        indices = torch.arange(num_images, device="cuda")
+        seconds = _gpu_seconds(lambda: augment(images, image_keys(0, 0, indices), torch.float16))  # noqa: B023
+        print(f"| batched, fp16, batches of {num_images:,} | {num_images / seconds:,.0f} | {seconds * 1e3:.3f} |")
+        if num_images == BATCH:
+            share = seconds
+    step = _gpu_seconds(_training_step())
+    print(f"training step of custom_resnet, fp16, batch {BATCH}: {step * 1e3:.2f} ms", end="; ")
+    print(f"augmentation is {share / step:.1%} of it")
+
+
+def _training_step() -> Callable[[], None]:
+    from cifar10_accel.models import build
+
+    net = build(Settings(), num_classes=10).cuda().to(memory_format=torch.channels_last)
+    inputs = torch.randn(BATCH, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (BATCH,), device="cuda")
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.float16):
+            loss = torch.nn.functional.cross_entropy(net(inputs), labels)
+        loss.backward()
+
+    return step
+
+
+def _gpu_seconds(call: Callable[[], Any]) -> float:
+    """Seconds a call, from 50 in a row after 10 to warm up; best of five."""
+    for _ in range(10):
+        call()
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(50):
+            call()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / 50)
+    return min(times)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Which images are in which update, and the updates' batches from any step on.
+
+The order of an epoch is a function of (seed, epoch), the augmentation of an image one of (seed,
+epoch, index). So a batch can be made for any step without having made the ones before, and any
+number of processes, workers and accumulation steps sees the same images with the same pixels.
+
+Legend: N images, B images per process and accumulation step.
+"""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from cifar10_accel.data.augment import AugmentedImages, image_keys, training_pipeline
+from cifar10_accel.data.batched import NotLowerable, lower
+from cifar10_accel.data.cifar10 import Split
+from cifar10_accel.data.mixing import mix
+from cifar10_accel.errors import SettingsError
+from cifar10_accel.randomness import draws, keys_for, seed_for
+from cifar10_accel.settings import DataSettings, Settings
+
+Indices = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """What one process computes on between two optimizer updates (or one accumulation step of it)."""
+
+    images: Tensor  # (B, 3, 32, 32) normalised floats, channels_last
+    labels: Tensor  # (B,) int64
+    indices: Tensor  # (B,) int64, positions in the training set
+    partner_labels: Tensor  # (B,) int64, of the images mixed in; the labels again if none are
+    weight: float  # the labels' share of the loss; the partners have the rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """Which training images this rank sees in each update; `SettingsError` unless all ranks get the same share."""
+
+    num_images: int
+    batch_size: int  # global: over all processes and accumulation steps
+    grad_accum_steps: int
+    num_processes: int
+    rank: int
+    seed: int
+
+    @classmethod
+    def of(cls, settings: Settings, accelerator: Accelerator, *, num_images: int) -> "BatchPlan":
+        """The plan of this process."""
+        return cls(
+            num_images=num_images,
+            batch_size=settings.batch_size,
+            grad_accum_steps=settings.grad_accum_steps,
+            num_processes=accelerator.num_processes,
+            rank=accelerator.process_index,
+            seed=settings.seed,
+        )
+
+    def __post_init__(self) -> None:
+        if self.batch_size > self.num_images:
+            raise SettingsError(
+                f"batch_size: {self.batch_size} is more than the {self.num_images} training images; give at most that"
+            )
+        parts = self.num_processes * self.grad_accum_steps
+        if self.batch_size % parts:
+            low = self.batch_size // parts * parts
+            raise SettingsError(
+                f"batch_size: {self.batch_size} cannot be shared by {self.num_processes} processes x "
+                f"{self.grad_accum_steps} accumulation steps; give {f'{low} or ' if low else ''}{low + parts}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in an epoch; images that do not fill a batch wait for the next epoch's order."""
+        return self.num_images // self.batch_size
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 0, that update `step` belongs to."""
+        return step // self.steps_per_epoch
+
+    def indices(self, step: int) -> list[Indices]:
+        """This rank's images in update `step`: (B,) int64 for each accumulation step."""
+        order = epoch_order(self.seed, self.epoch_of(step), self.num_images)
+        start = step % self.steps_per_epoch * self.batch_size
+        parts = order[start : start + self.batch_size].reshape(self.grad_accum_steps, self.num_processes, -1)
+        return list(parts[:, self.rank])
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, num_images: int) -> Indices:
+    """The permutation of an epoch: (num_images,) int64, images sorted by a hash of (seed, epoch, image)."""
+    keys = keys_for(seed_for(seed, "order", epoch), np.arange(num_images, dtype=np.int64))
+    order: Indices = np.argsort(draws(keys, 0) << 31 ^ draws(keys, 1), kind="stable")
+    order.flags.writeable = False
+    return order
+
+
+def choose_backend(settings: DataSettings) -> str:
+    """'batched' or 'albumentations'; `SettingsError` if batched was asked for and cannot be."""
+    if settings.augment_backend == "albumentations":
+        return "albumentations"
+    try:
+        lower(training_pipeline(settings))
+    except NotLowerable as error:
+        if settings.augment_backend == "batched":
+            raise SettingsError(f"augment_backend: {error}; give --augment-backend albumentations") from None
+        print(f"augmentation: {error}, so Albumentations runs image by image in {settings.num_workers} workers")
+        return "albumentations"
+    return "batched"
+
+
+def training_batches(
+    split: Split, plan: BatchPlan, settings: DataSettings, *, start_step: int, stop_step: int, device: torch.device
+) -> Iterator[list[Batch]]:
+    """For each update from `start_step` to `stop_step - 1`, this rank's batches, one per accumulation step."""
+    if choose_backend(settings) == "batched":
+        return _augmented_on_device(split, plan, settings, start_step, stop_step, device)
+    return _augmented_in_workers(split, plan, settings, start_step, stop_step, device)
+
+
+def resident(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The whole split on the device: (N, 3, 32, 32) uint8 in channels_last memory, (N,) int64.
+
+    CIFAR-10's 154 MB fit on any accelerator, so batches are cut out where they are used.
+    """
+    images = torch.from_numpy(split.images).to(device).permute(0, 3, 1, 2)
+    return images, torch.from_numpy(split.labels).to(device)
+
+
+def _augmented_on_device(
+    split: Split, plan: BatchPlan, settings: DataSettings, start_step: int, stop_step: int, device: torch.device
+) -> Iterator[list[Batch]]:
+    images, labels = resident(split, device)
+    pixels = images.permute(0, 2, 3, 1)  # (N, 32, 32, 3), as they lie in memory
+    augment = lower(training_pipeline(settings))
+    for step in range(start_step, stop_step):
+        epoch = plan.epoch_of(step)
+        batches = []
+        for part in plan.indices(step):
+            indices = torch.from_numpy(part.copy()).to(device, non_blocking=True)
+            chosen = pixels.index_select(0, indices).permute(0, 3, 1, 2)  # whole images are copied, (B, 3, 32, 32)
+            augmented = augment(chosen, image_keys(plan.seed, epoch, indices), dtype=torch.float32)
+            batches.append(_mixed(augmented, labels[indices], indices, settings, plan.seed, step))
+        yield batches
+
+
+def _augmented_in_workers(
+    split: Split, plan: BatchPlan, settings: DataSettings, start_step: int, stop_step: int, device: torch.device
+) -> Iterator[list[Batch]]:
+    loader = DataLoader(
+        AugmentedImages(split.images, split.labels, pipeline=training_pipeline(settings), seed=plan.seed),
+        batch_sampler=_PlannedBatches(plan, start_step, stop_step),
+        num_workers=settings.num_workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_ignore_stop_signals,
+    )
+    parts = iter(loader)
+    for step in range(start_step, stop_step):
+        batches = []
+        for _ in range(plan.grad_accum_steps):
+            images, labels, indices = (tensor.to(device, non_blocking=True) for tensor in next(parts))
+            images = images.contiguous(memory_format=torch.channels_last)
+            batches.append(_mixed(images, labels, indices, settings, plan.seed, step))
+        yield batches
+
+
+def _mixed(images: Tensor, labels: Tensor, indices: Tensor, settings: DataSettings, seed: int, step: int) -> Batch:
+    mixed = mix(
+        images, labels, mixup_alpha=settings.mixup_alpha, cutmix_alpha=settings.cutmix_alpha, seed=seed, step=step
+    )
+    return Batch(mixed.images, mixed.labels, indices, mixed.partner_labels, mixed.weight)
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """A signal to the process group must reach the loop, which stops between updates, not its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _PlannedBatches(Sampler[list[tuple[int, int]]]):
+    """One list of (epoch, index) per accumulation step, over all epochs, so workers live for the whole run."""
+
+    def __init__(self, plan: BatchPlan, start_step: int, stop_step: int) -> None:
+        self._plan, self._steps = plan, range(start_step, stop_step)
+
+    def __len__(self) -> int:
+        return len(self._steps) * self._plan.grad_accum_steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self._steps:
+            epoch = self._plan.epoch_of(step)
+            for part in self._plan.indices(step):
+                yield [(epoch, int(index)) for index in part]
