@@ -1,0 +1,113 @@
+"""What a net said about every image of a split, and what people ask of that: how good, and where wrong."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from cifar10_accel.errors import InputError
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One row per image: N images, K classes."""
+
+    index: Ints  # (N,) place of the image in its split
+    label: Ints  # (N,) true class
+    probabilities: Floats  # (N, K)
+    loss: Floats  # (N,) cross-entropy, in nats
+
+    @property
+    def prediction(self) -> Ints:
+        """The most probable class of each image: (N,) int64; the lowest of equals."""
+        most_probable: Ints = self.probabilities.argmax(axis=1)
+        return most_probable
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether each image was classified rightly: (N,)."""
+        right: npt.NDArray[np.bool_] = self.prediction == self.label
+        return right
+
+    @property
+    def confidence(self) -> Floats:
+        """The probability of the predicted class: (N,), 0..1."""
+        highest: Floats = self.probabilities.max(axis=1)
+        return highest
+
+    def accuracy(self) -> float:
+        """Share of images classified rightly, 0..1."""
+        return float(self.correct.mean())
+
+    def mean_loss(self) -> float:
+        """Mean cross-entropy, summed in float64."""
+        return float(self.loss.mean(dtype=np.float64))
+
+    def confusion_matrix(self) -> Ints:
+        """Counts of images, true class by predicted class: (K, K) int64; the rows add up to the classes' sizes."""
+        num_classes = self.probabilities.shape[1]
+        cells = self.label * num_classes + self.prediction
+        return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+    def class_accuracy(self) -> npt.NDArray[np.float64]:
+        """Share of each true class that was classified rightly: (K,), nan for a class without images."""
+        confusion = self.confusion_matrix()
+        sizes = confusion.sum(axis=1)
+        return np.where(sizes > 0, confusion.diagonal() / np.maximum(sizes, 1), np.nan)
+
+    def save(self, path: Path) -> None:
+        """Writes an npz of plain arrays: index, label, prediction, probabilities, loss. Whole or not at all."""
+        aside = path.with_name(f"{path.name}.tmp")
+        with aside.open("wb") as file:
+            np.savez(file, prediction=self.prediction, **self._arrays())  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Predictions":
+        """What `save` wrote; `InputError` if the file is missing, damaged or something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                loaded = cls(**{name: file[name] for name in cls.__dataclass_fields__})
+        except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, BadZipFile) as error:
+            raise InputError(
+                f"{path}: not readable as predictions ({_reason(error)}); give a run's predictions.npz"
+            ) from None
+        loaded._require_agreement(path)
+        return loaded
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def _require_agreement(self, path: Path) -> None:
+        num_images = len(self.label) if self.label.ndim == 1 else -1
+        right = self.probabilities.ndim == 2 and {a.shape[:1] for a in self._arrays().values()} == {(num_images,)}
+        if not right:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in self._arrays().items())
+            raise InputError(f"{path}: its arrays do not belong together ({shapes}); give a run's predictions.npz")
+
+
+def worst_mistakes(predictions: Predictions, limit: int) -> list[int]:
+    """Rows of at most `limit` misclassified images, highest loss first."""
+    order = np.argsort(-predictions.loss, kind="stable")
+    return [int(row) for row in order[~predictions.correct[order]][:limit]]
+
+
+def best_hits(predictions: Predictions, limit: int) -> list[int]:
+    """Rows of at most `limit` rightly classified images, most confident first."""
+    order = np.argsort(predictions.loss, kind="stable")  # the loss still tells apart what rounds to 100%
+    return [int(row) for row in order[predictions.correct[order]][:limit]]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return " ".join(str(error).split()) or type(error).__name__
