@@ -1,0 +1,45 @@
+"""Evaluates a run or a checkpoint: every test image once, on any number of processes."""
+
+from pathlib import Path
+
+import torch
+
+from cifar10_accel import checkpoint
+from cifar10_accel.data.cifar10 import load
+from cifar10_accel.errors import InputError
+from cifar10_accel.launch import make_accelerator
+from cifar10_accel.models import build
+from cifar10_accel.results import Evaluation, evaluate_all
+from cifar10_accel.run_folder import RunFolder
+from cifar10_accel.settings import Settings
+
+
+def evaluate(source: Path, *, overrides: dict[str, str]) -> tuple[Evaluation, Settings]:
+    """The evaluation of a run folder (its newest checkpoint) or of one checkpoint in it.
+
+    The run's own settings decide, but for `overrides` (data_dir, tta, eval_batch_size, precision).
+    Averaged weights are used if the run has them. Changes nothing on disk. All ranks must call this;
+    raises `InputError` for a folder that is neither.
+    """
+    run, path = _locate(source)
+    settings = Settings(**(run.settings().model_dump(mode="json") | overrides))
+    accelerator = make_accelerator(settings)
+    dataset = load(settings, seed=settings.seed)
+    net = build(settings, num_classes=len(dataset.class_names)).to(accelerator.device)
+    if settings.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    checkpoint.load_into(net, checkpoint.load(path).evaluated, source=path)
+    return evaluate_all(accelerator, net, dataset, settings), settings
+
+
+def _locate(source: Path) -> tuple[RunFolder, Path]:
+    """The run folder and the checkpoint that a path means."""
+    if source.parent.name == "checkpoints":
+        return RunFolder(source.parent.parent), source
+    run = RunFolder(source)
+    newest = checkpoint.newest(run.checkpoints)
+    if newest is None:
+        raise InputError(
+            f"{source}: no checkpoint there; give a run folder that training made, or one of its checkpoints"
+        )
+    return run, newest

@@ -1,0 +1,103 @@
+"""Builds the one Accelerator of a process and refuses launches that would not be what they seem."""
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+
+from cifar10_accel.errors import SettingsError, UserError
+from cifar10_accel.settings import RunSettings
+
+T = TypeVar("T")
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # a rank that hangs ends the run after this; downloads wait elsewhere
+
+
+def make_accelerator(settings: RunSettings) -> Accelerator:
+    """The Accelerator of this process, with precision, threads and kernels as the settings say.
+
+    All ranks must call this. Raises `SettingsError` for a launch that Accelerate would accept in
+    silence: several processes that each believe to be alone, or fp16 on a CPU (it computes fp32).
+    """
+    num_launched = int(os.environ.get("WORLD_SIZE", "1"))
+    without_gpu = not torch.accelerator.is_available()
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.precision,
+            cpu=without_gpu and num_launched > 1,  # else N ranks of a GPU launch all become rank 0 of 1
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+        )
+    except ValueError as error:  # half of a launcher's variables, say
+        raise SettingsError(f"launch: {error}; start with `accelerate launch` or torchrun") from None
+    if accelerator.num_processes != num_launched:
+        raise SettingsError(
+            f"launch: WORLD_SIZE is {num_launched} but Accelerate sees {accelerator.num_processes} process(es); "
+            "start with `accelerate launch --multi_gpu --num_processes N -m cifar10_accel.train` or torchrun"
+        )
+    if accelerator.device.type == "cpu":
+        _check_cpu_precision(accelerator)
+        torch.set_num_threads(settings.num_threads or _cores_per_process())
+        torch.set_flush_denormal(True)
+    _choose_kernels(settings.deterministic)
+    return accelerator
+
+
+def launched_as(accelerator: Accelerator) -> dict[str, Any]:
+    """Device, precision and numbers of processes and threads that are really in effect."""
+    on_cpu = accelerator.device.type == "cpu"
+    return {
+        "device": "cpu" if on_cpu else torch.cuda.get_device_name() if torch.cuda.is_available() else "accelerator",
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
+    }
+
+
+def _check_cpu_precision(accelerator: Accelerator) -> None:
+    if accelerator.mixed_precision == "fp16":
+        raise SettingsError("precision: 'fp16' on a CPU would silently be fp32; give --precision no (or bf16)")
+    if accelerator.mixed_precision == "bf16" and accelerator.is_main_process and not _has_bf16_instructions():
+        print(
+            "warning: bf16 on a CPU without bf16 instructions is many times slower; give --precision no",
+            file=sys.stderr,
+        )
+
+
+def _has_bf16_instructions() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _cores_per_process() -> int:
+    """This machine's cores shared among its ranks; launchers set OMP_NUM_THREADS=1 and would leave the rest idle."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _choose_kernels(deterministic: bool) -> None:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """What `action` returns on the main process, on every rank; a `UserError` there is raised on every rank.
+
+    All ranks must call this. The result travels by pickle between processes of one run.
+    """
+    outcome: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [action()]
+        except UserError as error:
+            outcome = [error]
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    result: T = outcome[0]
+    return result

@@ -1,0 +1,87 @@
+"""The state that updates change: built once, captured into checkpoints, restored from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from cifar10_accel.checkpoint import State, load_into
+from cifar10_accel.models import build
+from cifar10_accel.optim import make_average, make_optimizer
+from cifar10_accel.randomness import seed_for
+from cifar10_accel.settings import Settings
+from cifar10_accel.stopwatch import Stopwatch
+
+
+@dataclass
+class TrainingState:
+    """The parts that an update reads and changes. `step` counts updates done."""
+
+    accelerator: Accelerator
+    net: nn.Module  # as built: its names are those in checkpoints
+    model: nn.Module  # as prepared by Accelerate: what a training forward goes through
+    average: AveragedModel | None
+    optimizer: Optimizer
+    step: int
+    since_line: Tensor  # (3,) on the device, this rank: loss sum, right answers, images since the last metrics line
+    since_epoch: list[float]  # the same over all ranks, from the start of the epoch to the last metrics line
+    watch: Stopwatch  # seconds of training
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The net whose accuracy counts: the averaged one if weights are averaged."""
+        return self.net if self.average is None else self.average.module
+
+    def capture(self) -> State:
+        """A copy on the CPU that `restore` continues from. All ranks must call this; rank 0's is the one to save."""
+        self.since_line = self.accelerator.reduce(self.since_line)
+        if not self.accelerator.is_main_process:
+            self.since_line.zero_()
+        scaler = self.accelerator.scaler
+        return State(
+            step=self.step,
+            model=self.net.state_dict(),
+            average=None if self.average is None else self.average.state_dict(),
+            training={
+                "optimizer": self.optimizer.state_dict(),
+                "loss_scale": None if scaler is None else scaler.state_dict(),
+                "since_line": self.since_line,
+                "since_epoch": self.since_epoch,
+                "seconds": self.watch.seconds(),
+            },
+        )
+
+    def restore(self, state: State, *, source: Path) -> None:
+        """Continues from a captured state; `InputError` if it belongs to another net. Every rank calls this."""
+        load_into(self.net, state.model, source=source)
+        if self.average is not None and state.average is not None:
+            load_into(self.average, state.average, source=source)
+        self.optimizer.load_state_dict(state.training["optimizer"])
+        if self.accelerator.scaler is not None and state.training["loss_scale"] is not None:
+            self.accelerator.scaler.load_state_dict(state.training["loss_scale"])
+        self.step = state.step
+        if self.accelerator.is_main_process:
+            self.since_line.copy_(state.training["since_line"])
+        self.since_epoch = list(state.training["since_epoch"])
+        self.watch = Stopwatch(state.training["seconds"])
+
+
+def build_state(settings: Settings, accelerator: Accelerator, *, num_classes: int) -> TrainingState:
+    """The state before the first update: weights are a function of the seed, the same on every rank."""
+    torch.manual_seed(seed_for(settings.seed, "weights") >> 1)
+    net = build(settings, num_classes=num_classes).to(accelerator.device)
+    if settings.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    average = make_average(net, settings.ema_decay)
+    optimizer = make_optimizer(net, settings)
+    if settings.compile:
+        net.compile()
+    model, prepared_optimizer = accelerator.prepare(net, optimizer)
+    return TrainingState(
+        accelerator=accelerator, net=net, model=model, average=average, optimizer=prepared_optimizer, step=0,
+        since_line=torch.zeros(3, device=accelerator.device), since_epoch=[0.0, 0.0, 0.0], watch=Stopwatch(0.0),
+    )  # fmt: skip

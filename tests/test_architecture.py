@@ -1,0 +1,87 @@
+"""The house as it was designed: floors, doors and sizes, read from the sources."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "cifar10_accel"
+FLOORS = [
+    {"errors", "randomness", "schedule", "stopwatch"},
+    {"recipes", "metrics_log", "predictions", "checkpoint", "console", "interrupt"},
+    {"settings"},
+    {"flags", "launch", "data", "models", "optim", "run_folder", "pictures", "tracking"},
+    {"engine", "training_state"},
+    {"journal", "results"},
+    {"train", "evaluate", "lr_range", "preview"},
+    {"cli"},
+    {"__main__"},
+]
+DOORS = {
+    "wandb": {"tracking"},
+    "albumentations": {"data.augment", "data.lowering", "data.lowering_geometry", "data.lowering_pixels"},
+    "click": {"cli", "flags", "train"},
+    "pydantic": {"settings", "flags"},
+    "pydantic_settings": {"settings"},
+    "yaml": {"settings", "recipes"},
+    "matplotlib": {"pictures"},
+}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+    if path != PACKAGE / "__init__.py"
+}
+
+
+def floor(module: str) -> int:
+    """The floor of a module's room: packages have one for all their files."""
+    room = module.split(".")[0]
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imports(path: Path) -> set[str]:
+    """Everything a file imports, as dotted names."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_strictly_down(module: str) -> None:
+    for name in imports(MODULES[module]):
+        if not name.startswith("cifar10_accel."):
+            continue
+        room = name.removeprefix("cifar10_accel.").split(".")[0]
+        if room == "__version__" or room == module.split(".")[0]:
+            continue
+        assert floor(room) < floor(module), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_library_has_its_door(module: str) -> None:
+    for name in imports(MODULES[module]):
+        door = DOORS.get(name.split(".")[0])
+        assert door is None or module in door, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_and_functions_stay_small(module: str) -> None:
+    source = MODULES[module].read_text()
+    assert len(source.splitlines()) <= 320
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno <= 80, node.name
+
+
+def test_the_accelerator_is_made_in_one_place() -> None:
+    makers = {module for module, path in MODULES.items() if "Accelerator(" in path.read_text()}
+    assert makers == {"launch"}
+
+
+def test_every_room_is_on_a_floor() -> None:
+    assert {module.split(".")[0] for module in MODULES} == set().union(*FLOORS)

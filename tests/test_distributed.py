@@ -1,0 +1,258 @@
+"""Two processes over gloo: the same run as one, and every way to fail together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, TINY, flags, run_python
+
+from cifar10_accel.errors import SettingsError
+from cifar10_accel.launch import make_accelerator
+from cifar10_accel.metrics_log import read_metrics
+from cifar10_accel.settings import Settings
+
+# Prints, for each update, its LR, the images of the global batch in order and a hash of their pixels.
+TRACE = """
+import hashlib, json, sys
+import torch
+from accelerate.utils import gather
+from cifar10_accel.data.batches import BatchPlan, training_batches
+from cifar10_accel.data.cifar10 import load
+from cifar10_accel.launch import make_accelerator
+from cifar10_accel.settings import Settings
+from cifar10_accel.train import one_cycle
+settings = Settings(**json.loads(sys.argv[1]))
+accelerator = make_accelerator(settings)
+dataset = load(settings, seed=settings.seed)
+plan = BatchPlan.of(settings, accelerator, num_images=len(dataset.train))
+schedule = one_cycle(settings, steps_per_epoch=plan.steps_per_epoch)
+trace = []
+batches = training_batches(dataset.train, plan, settings, start_step=0, stop_step=12, device=accelerator.device)
+for step, parts in enumerate(batches):
+    indices = [gather(part.indices) for part in parts]
+    images = [gather(part.images.contiguous()) for part in parts]
+    pixels = hashlib.sha256(torch.cat(images).numpy().tobytes()).hexdigest()
+    trace.append([schedule.lr_at(step), torch.cat(indices).tolist(), pixels])
+if accelerator.is_main_process:
+    print(json.dumps({"processes": accelerator.num_processes, "trace": trace}))
+"""
+
+
+def trace(cwd: Path, *, num_processes: int, **changes: Any) -> list[Any]:
+    """The trace of a run on so many processes; fails if it did not get them."""
+    program = cwd / "trace.py"
+    program.write_text(TRACE)
+    done = run_python(str(program), json.dumps(TINY | changes), cwd=cwd, num_processes=num_processes)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout.splitlines()[-1])
+    assert printed["processes"] == num_processes
+    return list(printed["trace"])
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "changes"),
+    [
+        (2, {}),
+        (2, {"grad_accum_steps": 2}),
+        (2, {"augment_backend": "albumentations", "num_workers": 2}),
+        (1, {"augment_backend": "albumentations", "num_workers": 2, "grad_accum_steps": 2}),
+        (3, {}),
+    ],
+)
+def test_lr_order_and_pixels_are_those_of_one_process(
+    num_processes: int, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    expected = trace(tmp_path, num_processes=1)
+    found = trace(tmp_path, num_processes=num_processes, **changes)
+    assert len(expected) == len(found) == 12
+    for step, (one, other) in enumerate(zip(expected, found, strict=True)):
+        for what, ours, theirs in zip(("LR", "order", "pixels"), one, other, strict=True):
+            assert ours == theirs, f"first difference: {what} of update {step}"
+
+
+def test_a_whole_run_on_two_processes(tmp_path: Path) -> None:
+    """One folder, one writer, exact evaluation, losses close to one process's, and an evaluation that agrees."""
+    for count in (1, 2):
+        args = flags(TINY | {"run_dir": tmp_path / f"run{count}"})
+        done = run_python("-m", "cifar10_accel.train", *args, cwd=tmp_path, num_processes=count)
+        assert done.returncode == 0, done.stderr
+    one, two = (read_metrics(tmp_path / f"run{count}" / "metrics.jsonl") for count in (1, 2))
+    assert json.loads((tmp_path / "run2" / "environment.json").read_text())["processes"] == 2
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    assert [line.get("lr") for line in one] == [line.get("lr") for line in two]
+    assert one[0]["train/loss"] == pytest.approx(two[0]["train/loss"], abs=0.1)
+    predictions = np.load(tmp_path / "run2" / "predictions.npz")
+    assert predictions["index"].tolist() == list(range(80))
+    summary = json.loads((tmp_path / "run2" / "summary.json").read_text())
+    again = run_python("-m", "cifar10_accel", "evaluate", "run2", "--json", cwd=tmp_path)
+    assert json.loads(again.stdout)["test/accuracy"] == summary["test/accuracy"]
+
+
+# Evaluates an untrained net on a test set that no number of ranks divides; prints what it counted.
+EXACT = """
+import json, sys
+from cifar10_accel.data.cifar10 import load
+from cifar10_accel.engine import evaluate_pass
+from cifar10_accel.launch import make_accelerator
+from cifar10_accel.settings import Settings
+from cifar10_accel.training_state import build_state
+settings = Settings(**json.loads(sys.argv[1]))
+accelerator = make_accelerator(settings)
+dataset = load(settings, seed=0)
+net = build_state(settings, accelerator, num_classes=10).net
+plain, tta = evaluate_pass(accelerator, net, dataset.test, batch_size=7, tta="multicrop")
+if accelerator.is_main_process:
+    print(json.dumps([len(plain.label), plain.accuracy(), plain.loss.tolist(), tta.accuracy()]))
+"""
+
+
+def test_evaluation_counts_every_image_once(tmp_path: Path) -> None:
+    (tmp_path / "exact.py").write_text(EXACT)
+    settings = json.dumps(TINY | {"synthetic_size": 1005})  # 201 test images
+    found = []
+    for count in (1, 2, 3):
+        done = run_python("exact.py", settings, cwd=tmp_path, num_processes=count)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    for other in found[1:]:
+        assert other[0] == found[0][0] == 201
+        assert other[1] == found[0][1]
+        assert other[2] == pytest.approx(found[0][2], abs=1e-5)
+        assert other[3] == found[0][3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"batch_size": 45}, "give 44 or 46"), ({"max_lr": -1}, "max_lr: '-1'")],
+)
+def test_a_wrong_setting_is_said_once(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    done = run_python("-m", "cifar10_accel.train", *flags(TINY | changes), cwd=tmp_path, num_processes=2)
+    assert done.returncode != 0
+    assert done.stderr.count(message) == 1, done.stderr
+
+
+def test_half_a_launch_is_refused(tmp_path: Path) -> None:
+    done = run_python("-m", "cifar10_accel.train", *flags(TINY), cwd=tmp_path, WORLD_SIZE="2")
+    assert done.returncode == 2, done.stderr
+    assert "error: launch: " in done.stderr
+
+
+def test_ranks_that_each_believe_to_be_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a launch for GPUs meets a machine where Accelerate finds none."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    with pytest.raises(SettingsError, match="WORLD_SIZE is 2 but Accelerate sees 1"):
+        make_accelerator(Settings(**TINY))
+
+
+def start(cwd: Path, *args: str, num_processes: int = 1) -> "subprocess.Popen[str]":
+    """A training in a process group of its own."""
+    launcher = [sys.executable]
+    if num_processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(num_processes), "--standalone"]
+    return subprocess.Popen(
+        [*launcher, "-m", "cifar10_accel.train", *args], cwd=cwd, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+
+
+def wait_for_step(process: "subprocess.Popen[str]", metrics: Path, step: int, *, timeout: float = 120) -> None:
+    """Returns as soon as that update is logged; fails with its words if the training ends before."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        if metrics.exists() and any(line["step"] >= step for line in read_metrics(metrics)):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"update {step} was never logged")
+
+
+SLOWER = TINY | {"synthetic_size": 1600, "width": 16, "epochs": 4}  # 104 updates of some 30 ms
+
+
+def test_kill_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_path: Path) -> None:
+    args = flags(SLOWER | {"checkpoint_every": 0.3})
+    assert run_python("-m", "cifar10_accel.train", *args, "--run-dir=straight", cwd=tmp_path).returncode == 0
+    for step in (10, 31, 55):
+        process = start(tmp_path, *args, "--run-dir=killed")
+        wait_for_step(process, tmp_path / "killed" / "metrics.jsonl", step)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    done = run_python("-m", "cifar10_accel.train", *args, "--run-dir=killed", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stdout
+    last = Path("checkpoints", "step-000104", "model.safetensors")
+    straight, killed = (tmp_path / name / last for name in ("straight", "killed"))
+    assert straight.read_bytes() == killed.read_bytes()
+    straight_steps, killed_steps = (
+        [line["step"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "lr" in line]
+        for name in ("straight", "killed")
+    )
+    assert straight_steps == killed_steps == list(range(1, 105))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_signal_saves_and_the_same_command_continues(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    args = flags(SLOWER | {"augment_backend": "albumentations", "num_workers": 2, "run_dir": tmp_path / "run"})
+    process = start(tmp_path, *args)
+    wait_for_step(process, tmp_path / "run" / "metrics.jsonl", 5)
+    os.killpg(process.pid, number)  # workers and all
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "Traceback" not in stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("preempted", code)
+    stopped_at = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+    assert (tmp_path / "run" / "checkpoints" / f"step-{stopped_at:06.0f}").is_dir()
+    assert stopped_at < 104
+
+
+def test_a_signal_to_one_rank_stops_both_at_the_same_update(tmp_path: Path) -> None:
+    process = start(tmp_path, *flags(SLOWER | {"run_dir": tmp_path / "run"}), num_processes=2)
+    wait_for_step(process, tmp_path / "run" / "metrics.jsonl", 5)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGTERM)
+    process.communicate(timeout=60)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "preempted"
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) >= 1
+
+
+def test_a_run_saved_by_two_continues_on_one(tmp_path: Path) -> None:
+    args = flags(TINY | {"run_dir": tmp_path / "run"})
+    done = run_python("-m", "cifar10_accel.train", *args, "--max-steps=8", cwd=tmp_path, num_processes=2)
+    assert done.returncode == 0, done.stderr
+    done = run_python("-m", "cifar10_accel.train", *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "lr" in line] == list(
+        range(1, 19)
+    )
+
+
+def test_the_range_test_is_the_same_on_two_processes(tmp_path: Path) -> None:
+    curves = []
+    for count in (1, 2):
+        args = ["lr-range", *flags(TINY), "--steps=30", f"--out=out{count}"]
+        done = run_python("-m", "cifar10_accel", *args, cwd=tmp_path, num_processes=count)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("curve: ") == 1
+        curves.append(json.loads((tmp_path / f"out{count}" / "lr_range.json").read_text()))
+    one, two = curves
+    assert one["lr"][:10] == two["lr"][:10]
+    assert one["loss"][0] == pytest.approx(two["loss"][0], abs=0.1)
+
+
+def test_accelerate_launches_two_processes_on_a_cpu(tmp_path: Path) -> None:
+    """The line the README gives."""
+    config = REPOSITORY / "accelerate_config.yaml"
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--multi_gpu", "--num_processes", "2"]
+    done = run_python(*command, "-m", "cifar10_accel.train", *flags(TINY | {"run_dir": "run"}), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
