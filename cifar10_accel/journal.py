@@ -42,7 +42,8 @@ class Journal:
         require_finite(totals, f"the loss near update {state.step}, lr {lr:g},")
         loss, right, num_images = totals.tolist()
         state.since_line.zero_()
-        state.since_epoch = [total + new for total, new in zip(state.since_epoch, totals.tolist(), strict=True)]
+        new = (loss, right, num_images)
+        state.since_epoch = [before + now for before, now in zip(state.since_epoch, new, strict=True)]
         self._last_line = {
             "train/loss": loss / num_images,
             "train/accuracy": right / num_images,

@@ -48,9 +48,9 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
 
 def launched_as(accelerator: Accelerator) -> dict[str, Any]:
     """Device, precision and numbers of processes and threads that are really in effect."""
-    on_cpu = accelerator.device.type == "cpu"
+    kind = accelerator.device.type
     return {
-        "device": "cpu" if on_cpu else torch.cuda.get_device_name() if torch.cuda.is_available() else "accelerator",
+        "device": torch.cuda.get_device_name() if kind == "cuda" else kind,
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,

@@ -276,8 +276,8 @@ class _RecipeSource(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         recipe = str(self.current_state.get("recipe", "auto"))
-        if recipe == "auto":
-            return {}
+        if recipe == "auto" or self.current_state.keys() >= Settings.model_fields.keys():
+            return {}  # a run's own settings.yaml has every value, and outlives the recipe's file
         return read_recipe(recipe)
 
 

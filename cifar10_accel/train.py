@@ -18,7 +18,7 @@ from cifar10_accel import checkpoint
 from cifar10_accel.console import RunConsole, format_seconds
 from cifar10_accel.data.batches import Batch, BatchPlan, training_batches
 from cifar10_accel.data.cifar10 import Dataset, available, load
-from cifar10_accel.engine import evaluate_pass, train_step
+from cifar10_accel.engine import evaluate_pass, require_finite, train_step
 from cifar10_accel.errors import OutOfResourcesError, Preempted
 from cifar10_accel.flags import exits_with_one_line, settings_flags
 from cifar10_accel.interrupt import StopSignal, die_with_launcher
@@ -42,9 +42,9 @@ def train(settings: Settings) -> dict[str, Any]:
     # 1. Data: the whole set in memory on every rank, and the plan of who sees which image when.
     accelerator = make_accelerator(settings)
     settings = _without_auto(settings, accelerator)
-    name = available(settings)  # every rank looks, and waits while one downloads; the main process decides
-    name = on_main(accelerator, lambda: name)
-    settings = settings.model_copy(update={"dataset": name, "precision": accelerator.mixed_precision})
+    found = available(settings)  # every rank looks, and waits while one downloads; the main process decides
+    found = on_main(accelerator, lambda: found)
+    settings = settings.model_copy(update={"dataset": found, "precision": accelerator.mixed_precision})
     dataset = load(settings, seed=settings.seed)
     plan = BatchPlan.of(settings, accelerator, num_images=len(dataset.train.labels))
     folder = RunFolder.of(settings)
@@ -123,14 +123,15 @@ def _open_journal(
     state: TrainingState, plan: BatchPlan, settings: Settings, folder: RunFolder, *, stop_step: int
 ) -> Journal:
     accelerator = state.accelerator
+    around = environment() | launched_as(accelerator)
     if accelerator.is_main_process:
-        folder.write_json("environment.json", environment() | launched_as(accelerator))
+        folder.write_json("environment.json", around)
     console = RunConsole(
         is_main=accelerator.is_main_process, start_step=state.step, stop_step=stop_step, num_epochs=settings.epochs
     )
     launched = ", ".join(f"{name} {value}" for name, value in launched_as(accelerator).items())
     console.say(f"{settings.model} on {labelled(settings.dataset)}; {launched}; run folder {folder.path}")
-    config = settings.model_dump(mode="json")
+    config = settings.model_dump(mode="json") | {"environment": around}
     tracker = Tracker(
         accelerator, settings, run_dir=folder.path, run_name=folder.path.name, config=config, resume_step=state.step
     )
@@ -160,6 +161,8 @@ def _measure(state: TrainingState, dataset: Dataset, settings: Settings, *, epoc
 def _save(state: TrainingState, folder: RunFolder, settings: Settings, *, must_succeed: bool) -> None:
     """A checkpoint; one that cannot be written ends the run only if nothing else would be left of it."""
     with state.watch.paused():
+        for name, parameter in state.net.named_parameters():
+            require_finite(parameter, f"{name} after update {state.step}")
         captured = state.capture()
         try:
             on_main(

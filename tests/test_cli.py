@@ -184,3 +184,27 @@ def test_bf16_on_a_cpu_is_real_and_warned_about(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["precision"] == "bf16"
     has_instructions = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
     assert has_instructions or "without bf16 instructions" in done.stderr
+
+
+def test_damaged_files_are_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
+    """A data file that is not what it should be, also under auto; a run whose only checkpoint is truncated."""
+    batches = tmp_path / "cifar" / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
+        (batches / name).write_bytes(b"not a batch")
+    for dataset in ("cifar10", "auto"):
+        args = flags(TINY | {"dataset": dataset, "data_dir": tmp_path / "cifar"})
+        done = run_python("-m", "cifar10_accel.train", *args, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+        assert "data_batch_1" in done.stderr
+    args = flags(TINY | {"run_dir": "run", "max_steps": 3})
+    assert run_python("-m", "cifar10_accel.train", *args, cwd=tmp_path).returncode == 0
+    (weights,) = (tmp_path / "run").rglob("model.safetensors")
+    os.truncate(weights, 1000)
+    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    for command in (["-m", "cifar10_accel.train", *args], ["-m", "cifar10_accel", "evaluate", "run"]):
+        done = run_python(*command, cwd=tmp_path)
+        assert done.returncode == 3, done.stderr
+        assert "no checkpoint is whole" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before

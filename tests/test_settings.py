@@ -91,6 +91,14 @@ def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
     assert Settings(**read_yaml(tmp_path / "settings.yaml")) == settings
 
 
+def test_written_settings_outlive_their_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("max_lr: 0.1\n")
+    (tmp_path / "settings.yaml").write_text(Settings(recipe=str(recipe)).to_yaml())
+    recipe.unlink()
+    assert Settings(**read_yaml(tmp_path / "settings.yaml")).max_lr == 0.1
+
+
 def test_the_fingerprint_changes_with_the_math_alone() -> None:
     base = Settings()
     assert Settings(num_workers=3, tracker="none", keep_checkpoints=5).fingerprint() == base.fingerprint()
