@@ -24,8 +24,9 @@ Pixels = npt.NDArray[np.uint8]
 DPI = 160
 SCALE = 5  # screen pixels a side of an image pixel: whole, so that each stays a crisp square
 GRID_COLUMNS = 8
-MARGIN, LINE = 32, 24  # in screen pixels; LINE is the height of a line of text
+MARGIN, LINE = 40, 24  # in screen pixels; LINE is the height of a line of text
 INK, FAINT, GRID, BLUE, GREEN, RED = "#1f2933", "#7b8794", "#e4e7eb", "#2b6cb0", "#1a7f4b", "#c0392b"
+FRAME = 210  # grey around an image, so that a white one has an edge
 SPLIT_COLOURS = {"train": "#9fb3c8", "val": "#dd7f1c", "test": BLUE}
 ARROW, ELLIPSIS = "\N{RIGHTWARDS ARROW}", "\N{HORIZONTAL ELLIPSIS}"
 LONGEST_NAME = 11  # characters of a class name under an image, so that neighbours do not touch
@@ -39,20 +40,15 @@ def draw_grid(
 
     images: (N, H, W, 3) uint8, in the order of the predictions.
     """
-    num_lines = math.ceil(max(1, len(rows)) / GRID_COLUMNS)
-    tiles = np.full((num_lines * GRID_COLUMNS, *images.shape[1:]), 255, dtype=np.uint8)
-    tiles[: len(rows)] = images[list(rows)]
-    tiles = tiles.reshape(num_lines, GRID_COLUMNS, *images.shape[1:])
-    axes, corners = _sheet(tiles, title, left=MARGIN, gap=48, below=2 * LINE + 24)
+    heading = title if rows else f"{title}: none"
+    axes, corners = _sheet(images[list(rows)], heading, columns=GRID_COLUMNS, left=MARGIN, gap=56, below=2 * LINE + 24)
     middle, below = images.shape[2] * SCALE / 2, images.shape[1] * SCALE + 8
-    for row, (x, y) in zip(rows, corners, strict=False):
+    for row, (x, y) in zip(rows, corners, strict=True):
         names = [_shortened(class_names[c]) for c in (predictions.label[row], predictions.prediction[row])]
         colour = GREEN if predictions.correct[row] else RED
         detail = f"{_percent(predictions.confidence[row])}   #{predictions.index[row]}"
-        _write(axes, x + middle, y + below, f" {ARROW} ".join(names), colour=colour, size=7, weight="bold")
+        _write(axes, x + middle, y + below, f" {ARROW} ".join(names), colour=colour, size=6.8, weight="bold")
         _write(axes, x + middle, y + below + LINE, detail, colour=FAINT, size=6.5)
-    if not rows:
-        _write(axes, corners[0][0], corners[0][1], "no such images", colour=FAINT, size=9, align="left")
     _save(axes, path)
 
 
@@ -64,7 +60,8 @@ def draw_augmented(
     images: (R, C, H, W, 3) uint8; R row_names, C column_names.
     """
     left = MARGIN + 10 * max(len(_plain(name)) for name in row_names) + 16
-    axes, corners = _sheet(images, title, left=left, gap=12, below=12, above=LINE + 8)
+    tiles = images.reshape(-1, *images.shape[2:])
+    axes, corners = _sheet(tiles, title, columns=len(column_names), left=left, gap=12, below=12, above=LINE + 8)
     height, width = images.shape[2] * SCALE, images.shape[3] * SCALE
     for column, name in enumerate(column_names):
         x, y = corners[column]
@@ -105,8 +102,8 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path, *, title: str) 
     """
     loss, accuracy, lr = _charts(title, width=9, height=9, ratios=(3, 3, 1.4))
     for split, colour in SPLIT_COLOURS.items():
-        _draw_series(loss, rows, f"{split}/loss", colour, label="{name} {last:.3f}")
-        _draw_series(accuracy, rows, f"{split}/accuracy", colour, label="{name} {last:.2%}")
+        _draw_series(loss, rows, f"{split}/loss", colour, label="{name}, last {last:.3f}")
+        _draw_series(accuracy, rows, f"{split}/accuracy", colour, label="{name}, last {last:.2%}")
     _draw_series(lr, rows, "lr", INK, label="")
     accuracy.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     loss.set(ylabel="loss")
@@ -149,24 +146,26 @@ def draw_lr_range(
 
 
 def _sheet(
-    tiles: Pixels, title: str, *, left: int, gap: int, below: int, above: int = 0
+    tiles: Pixels, title: str, *, columns: int, left: int, gap: int, below: int, above: int = 0
 ) -> tuple["Axes", list[tuple[int, int]]]:
-    """A page with the tiles (R, C, H, W, 3) in rank and file: its axes in screen pixels, and the tiles' corners."""
+    """A page of the tiles (N, H, W, 3), line by line: axes in screen pixels, and each tile's upper left corner.
+
+    left, gap, below, above: room for text beside the tiles, in screen pixels.
+    """
     from matplotlib.figure import Figure
 
-    num_rows, num_columns = tiles.shape[:2]
-    height, width = tiles.shape[2] * SCALE, tiles.shape[3] * SCALE
-    page_width = left + num_columns * (width + gap) - gap + MARGIN
+    height, width = tiles.shape[1] * SCALE, tiles.shape[2] * SCALE
+    page_width = left + columns * (width + gap) - gap + MARGIN
     heading = textwrap.wrap(_plain(title), (page_width - 2 * MARGIN) // 14)
     top = MARGIN + len(heading) * (LINE + 6) + 10 + above
-    page = np.full((top + num_rows * (height + below) + MARGIN // 2, page_width, 3), 255, dtype=np.uint8)
-    corners = [
-        (left + c * (width + gap), top + r * (height + below)) for r in range(num_rows) for c in range(num_columns)
-    ]
-    for (x, y), tile in zip(corners, tiles.reshape(-1, *tiles.shape[2:]), strict=True):
+    page_height = top + math.ceil(len(tiles) / columns) * (height + below) + MARGIN // 2
+    page = np.full((page_height, page_width, 3), 255, dtype=np.uint8)
+    corners = [(left + i % columns * (width + gap), top + i // columns * (height + below)) for i in range(len(tiles))]
+    for (x, y), tile in zip(corners, tiles, strict=True):
+        page[y - 1 : y + height + 1, x - 1 : x + width + 1] = FRAME
         page[y : y + height, x : x + width] = tile.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    axes = Figure(figsize=(page.shape[1] / DPI, page.shape[0] / DPI), dpi=DPI).add_axes((0, 0, 1, 1))
-    axes.imshow(page, extent=(0, page.shape[1], page.shape[0], 0), interpolation="nearest", aspect="auto")
+    axes = Figure(figsize=(page_width / DPI, page_height / DPI), dpi=DPI).add_axes((0, 0, 1, 1))
+    axes.imshow(page, extent=(0, page_width, page_height, 0), interpolation="nearest", aspect="auto")
     axes.axis("off")
     for number, line in enumerate(heading):
         axes.text(MARGIN, MARGIN + number * (LINE + 6), line, color=INK, fontsize=10, va="top")
@@ -176,8 +175,10 @@ def _sheet(
 def _charts(title: str, *, width: float, height: float, ratios: Sequence[float] = (1,)) -> list["Axes"]:
     """Empty axes one above the other, sharing x, under a title; sizes in inches."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    layout = ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12)  # inches
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
     figure.suptitle(textwrap.fill(_plain(title), int(width * 11)), color=INK, fontsize=11)
     grid = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)
     for axes in grid[:, 0]:
@@ -185,7 +186,7 @@ def _charts(title: str, *, width: float, height: float, ratios: Sequence[float] 
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(FAINT)
-        axes.tick_params(colors=INK, length=0)
+        axes.tick_params(which="both", colors=INK, length=0)
     return list(grid[:, 0])
 
 
@@ -224,8 +225,9 @@ def _write(
 
 
 def _save(axes: "Axes", path: Path) -> None:
-    figure = axes.figure
-    figure.savefig(path, format="png", dpi=DPI)  # type: ignore[union-attr]
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(path, format="png", dpi=DPI)
 
 
 def _plain(text: str) -> str:

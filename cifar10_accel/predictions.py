@@ -3,8 +3,6 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +64,10 @@ class Predictions:
         """Writes an npz of plain arrays: index, label, prediction, probabilities, loss. Whole or not at all."""
         aside = path.with_name(f"{path.name}.tmp")
         with aside.open("wb") as file:
-            np.savez(file, prediction=self.prediction, **self._arrays())  # type: ignore[arg-type]
+            np.savez(
+                file, index=self.index, label=self.label, prediction=self.prediction,
+                probabilities=self.probabilities, loss=self.loss,
+            )  # fmt: skip
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -75,23 +76,22 @@ class Predictions:
     def load(cls, path: Path) -> "Predictions":
         """What `save` wrote; `InputError` if the file is missing, damaged or something else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                loaded = cls(**{name: file[name] for name in cls.__dataclass_fields__})
-        except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, BadZipFile) as error:
-            raise InputError(
-                f"{path}: not readable as predictions ({_reason(error)}); give a run's predictions.npz"
-            ) from None
-        loaded._require_agreement(path)
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                loaded = cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+                prediction = arrays["prediction"]
+        except Exception as error:  # a damaged zip can raise nearly anything
+            reason = _reason(error)
+            raise InputError(f"{path}: not readable as predictions ({reason}); give a run's predictions.npz") from None
+        loaded._require_agreement(path, prediction)
         return loaded
 
-    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-    def _require_agreement(self, path: Path) -> None:
-        num_images = len(self.label) if self.label.ndim == 1 else -1
-        right = self.probabilities.ndim == 2 and {a.shape[:1] for a in self._arrays().values()} == {(num_images,)}
-        if not right:
-            shapes = ", ".join(f"{name} {array.shape}" for name, array in self._arrays().items())
+    def _require_agreement(self, path: Path, prediction: Ints) -> None:
+        """`InputError` unless the arrays are of one length and the stored prediction is theirs."""
+        arrays = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        shapes = {name: array.shape for name, array in arrays.items()}
+        dimensions = [2 if name == "probabilities" else 1 for name in shapes]
+        agree = [len(shape) for shape in shapes.values()] == dimensions and len({len(a) for a in arrays.values()}) == 1
+        if not agree or not np.array_equal(self.prediction, prediction):
             raise InputError(f"{path}: its arrays do not belong together ({shapes}); give a run's predictions.npz")
 
 

@@ -1,112 +1,227 @@
-"""The nets: their exact sizes, what they compute, and what is said of them."""
+"""Nets: sizes, shapes, gradients, formats; and the layer table against independent counts."""
+
+import io
 
 import pytest
 import torch
-from torch import nn
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from cifar10_accel.models import NETS, build
+from cifar10_accel.models import ACTIVATIONS, NETS, build
 from cifar10_accel.models.summary import describe, layers_table, nets_table
-from cifar10_accel.settings import Settings
+from cifar10_accel.settings import ModelSettings
+
+WIDTH = 8  # enough for everything but the counts
 
 
-def net(**settings: object) -> nn.Module:
-    """A net of ten classes, always with the same weights."""
+def make(**settings: object) -> nn.Module:
     torch.manual_seed(0)
-    return build(Settings(**settings), num_classes=10)
+    return build(ModelSettings.model_validate({"width": WIDTH} | settings), num_classes=10)
 
 
-def count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def count(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def images(number: int) -> Tensor:
+    return torch.randn(number, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=sorted(NETS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_settings_name_every_net_and_activation() -> None:
+    fields = ModelSettings.model_fields
+    assert set(fields["model"].annotation.__args__) == set(NETS)  # type: ignore[union-attr]
+    assert set(fields["activation"].annotation.__args__) == set(ACTIVATIONS)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
-    ("settings", "parameters"),
-    [
-        ({"model": "custom_resnet"}, 6_573_120),
-        ({"model": "custom_resnet", "head_bias": True}, 6_573_130),
-        ({"model": "resnet18", "head_bias": True}, 11_173_962),
-        ({"model": "depthwise_dilated"}, 892_672),
-    ],
+    ("name", "parameters"), [("custom_resnet", 6_573_120), ("resnet18", 11_173_952), ("depthwise_dilated", 892_672)]
 )
-def test_parameter_counts(settings: dict[str, object], parameters: int) -> None:
-    assert count(net(**settings)) == parameters
+def test_parameter_counts(name: str, parameters: int) -> None:
+    assert count(make(model=name, width=64, head_bias=False)) == parameters
+    assert count(make(model=name, width=64, head_bias=True)) == parameters + 10
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("activation", ["relu", "gelu", "celu", "silu"])
-def test_every_net_gives_logits_and_gradients(name: str, activation: str) -> None:
-    model = net(model=name, activation=activation, width=8).to(memory_format=torch.channels_last)
-    images = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    logits = model(images)
+def test_width_scales_every_stage(name: str) -> None:
+    narrow, wide = (
+        {key: p.shape for key, p in make(model=name, width=width).named_parameters()} for width in (WIDTH, 3 * WIDTH)
+    )
+    fixed = {3, 1, 10}  # colours, kernel sides and depthwise groups, classes
+    for key, shape in narrow.items():
+        for small, large in zip(shape, wide[key], strict=True):
+            assert large == (small if small in fixed else 3 * small), key
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_forward_and_gradients_are_finite(name: str, activation: str) -> None:
+    net = make(model=name, activation=activation)
+    logits = net(images(4))
     assert logits.shape == (4, 10)
-    logits.square().sum().backward()
-    for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None, parameter_name
-        assert torch.isfinite(parameter.grad).all(), parameter_name
-        assert parameter.grad.abs().sum() > 0, parameter_name
+    F.cross_entropy(logits, torch.arange(4)).backward()
+    for key, parameter in net.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), f"{key} takes no part"
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_one_image_and_bf16(name: str) -> None:
-    model = net(model=name, width=8).eval()
-    image = torch.randn(1, 3, 32, 32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = model(image)
-    assert torch.allclose(half.float(), model(image), atol=0.05)
+def test_activation_is_the_one_asked_for(name: str) -> None:
+    kinds = {type(m) for m in make(model=name, activation="celu").modules()} & {nn.ReLU, nn.GELU, nn.CELU, nn.SiLU}
+    assert kinds == {nn.CELU}
+    assert {m.alpha for m in make(model=name, activation="celu").modules() if isinstance(m, nn.CELU)} == {0.075}
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_width_and_logit_scale_scale(name: str) -> None:
-    assert count(net(model=name, width=32)) > 3 * count(net(model=name, width=16))
-    image = torch.randn(2, 3, 32, 32)
-    small, large = (net(model=name, width=8, logit_scale=scale).eval()(image) for scale in (0.125, 1.0))
-    assert torch.allclose(8 * small, large, rtol=1e-4)
+def test_logit_scale_is_a_factor(name: str) -> None:
+    plain, scaled = make(model=name, logit_scale=1.0).eval(), make(model=name, logit_scale=0.25).eval()
+    assert torch.equal(scaled(images(2)), plain(images(2)) * 0.25)
 
 
-def test_flops_are_those_of_the_literature() -> None:
-    """379.3 million multiply-adds forward for the 64-128-256-512 ResNet; 1 is counted as 2 FLOPs."""
-    rows = describe(net())
-    assert sum(row.flops for row in rows) / 2e6 == pytest.approx(379.3, abs=0.3)
-    assert sum(row.parameters for row in rows) == 6_573_120
+def test_same_seed_same_weights(name: str) -> None:
+    first, second = make(model=name).state_dict(), make(model=name).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_flops_agree_with_torchs_counter() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
+def test_image_by_image_and_channels_last_agree_with_the_batch(name: str) -> None:
+    net = make(model=name).eval()
+    with torch.no_grad():
+        batch = net(images(3))
+        one_by_one = torch.cat([net(image[None]) for image in images(3)])
+        nhwc = net.to(memory_format=torch.channels_last)(images(3).contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(one_by_one, batch)
+    torch.testing.assert_close(nhwc, batch)
 
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_trains(name: str, dtype: torch.dtype) -> None:
+    net = make(model=name)
+    with torch.autocast("cpu", dtype=dtype):
+        logits = net(images(4))
+    assert logits.dtype == dtype
+    F.cross_entropy(logits.float(), torch.arange(4)).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
+def test_traces_as_one_graph(name: str) -> None:
+    net = make(model=name).eval()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images(2)), net(images(2)))
+
+
+def test_custom_resnet_pools_before_the_norm_and_adds_after_the_activation() -> None:
+    net = make(model="custom_resnet")
+    order = [type(layer) for layer in net.get_submodule("layer2")]
+    assert order == [nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d, nn.ReLU]
+    residual = net.get_submodule("layer3.1")
+    x = torch.randn(2, 8 * WIDTH, 4, 4)
+    assert (residual.eval()(x) - x >= -1e-6).all()  # what is added has been through a ReLU
+
+
+def test_training_on_one_batch_lowers_its_loss(name: str) -> None:
+    net = make(model=name)
+    x, labels = images(8), torch.arange(8)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for _ in range(8):
+        loss = F.cross_entropy(net(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_custom_resnet_flops() -> None:
+    flops = sum(row.flops for row in describe(make(model="custom_resnet", width=64)))
+    assert round(flops / 2 / 1e6, 1) == 379.3
+    assert round(flops / 1e9, 4) == 0.7585
+
+
+def test_rows_agree_with_torch(name: str) -> None:
+    net = make(model=name, head_bias=True)
+    rows = describe(net)
+    with FlopCounterMode(display=False) as counter:
+        net(images(1).expand(2, 3, 32, 32))
+    assert sum(row.flops for row in rows) == counter.get_total_flops() // 2
+    assert sum(row.parameters for row in rows) == count(net)
+    assert rows[-1].output_shape == (10,)
+
+
+def test_describe_leaves_the_model_alone(name: str) -> None:
+    net = make(model=name)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    describe(net)
+    assert net.training
+    assert not any(module._forward_hooks for module in net.modules())
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_receptive_field_is_what_gradients_reach() -> None:
+    """The middle of a map depends on exactly the pixels that the table says (weights of one let nothing cancel)."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4),
+        nn.Conv2d(4, 4, 3, padding=1, stride=2), nn.AvgPool2d(2), nn.Conv2d(4, 4, 3, padding=1),
+    )  # fmt: skip
+    for parameter in net.parameters():
+        nn.init.ones_(parameter)
+    x = images(1).requires_grad_()
+    net(x)[0, :, 4, 4].sum().backward()
+    assert x.grad is not None
+    reached = x.grad[0, 0].abs() > 0
+    sides = reached.any(dim=0).sum().item(), reached.any(dim=1).sum().item()
+    assert sides == (19, 19)
+    assert [row.receptive_field for row in describe(net)] == [3, 7, 9, 11, 19]
+
+
+def test_receptive_field_of_a_net_is_what_gradients_reach() -> None:
+    """The first two maps of the custom ResNet, with its norms and activations in between."""
+    net = make(model="custom_resnet").eval()
+    x = images(1).requires_grad_()
+    maps = {"prep.0": net.prep(x), "layer1.0.0": net.layer1[0][0](net.prep(x))}
+    expected = {row.name: row.receptive_field for row in describe(net)}
+    for name, values in maps.items():
+        (gradient,) = torch.autograd.grad(values[0, :, 16, 16].sum(), x, retain_graph=True)
+        reached = gradient[0].abs().sum(dim=(0, 1)).nonzero()
+        assert reached.max() - reached.min() + 1 == expected[name], name
+
+
+def test_receptive_field_takes_the_farthest_path() -> None:
+    class TwoPaths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.near, self.far, self.last = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 5, padding=2), nn.Conv2d(6, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            far: Tensor = self.last(torch.cat([self.near(x), F.relu(self.far(x))], dim=1))
+            return far
+
+    assert [row.receptive_field for row in describe(TwoPaths())] == [1, 5, 7]
+
+
+def test_every_value_before_the_last_pool_sees_the_whole_image(name: str) -> None:
+    last_conv = [row for row in describe(make(model=name)) if "Conv2d" in row.kind][-1]
+    assert last_conv.receptive_field >= 2 * 32 - 1  # from corner to corner
+
+
+def test_depthwise_dilated_is_what_it_says() -> None:
+    net = make(model="depthwise_dilated", width=64, head_bias=True)
+    spatial = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert all(conv.groups == conv.in_channels for conv in spatial[1:])
+    assert any(conv.dilation == (2, 2) for conv in spatial)
+    assert count(net) < 1_000_000
+
+
+def test_tables_fit_a_narrow_terminal() -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=80)
     for name in NETS:
-        model = net(model=name, width=16).eval()
-        with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, 3, 32, 32))
-        assert sum(row.flops for row in describe(model)) == pytest.approx(counter.get_total_flops(), rel=0.02), name
-
-
-def test_the_receptive_field_is_what_an_output_depends_on() -> None:
-    """Measured: which pixels change the middle of a feature map, against what the table says."""
-    model = net(width=8).eval()
-    seen: dict[str, torch.Tensor] = {}
-    for name, module in model.named_modules():
-        module.register_forward_hook(lambda _, __, output, name=name: seen.setdefault(name, output))
-    image = torch.randn(1, 3, 32, 32, requires_grad=True)
-    model(image)
-    checked = 0
-    for row in describe(net(width=8)):
-        output = seen.get(row.name)
-        if output is None or output.ndim != 4 or row.receptive_field > 15 or "conv" not in row.kind.lower():
-            continue
-        middle = output.shape[-1] // 2
-        (gradient,) = torch.autograd.grad(output[0, :, middle, middle].sum(), image, retain_graph=True)
-        touched = gradient[0].abs().sum(dim=0).sum(dim=0).nonzero()
-        assert int(touched.max() - touched.min()) + 1 <= row.receptive_field, row.name
-        checked += 1
-    assert checked >= 2
-
-
-def test_the_tables_render() -> None:
-    from rich.console import Console
-
-    console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(layers_table(Settings(), num_classes=10))
-    console.print(nets_table(Settings(), num_classes=10))
-    text = console.export_text()
-    for part in ("6,573,120", "758", "resnet18", "depthwise_dilated"):
-        assert part in text
+        console.print(layers_table(ModelSettings.model_validate({"model": name}), num_classes=10))
+    console.print(nets_table(ModelSettings(), num_classes=10))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text.getvalue()
+    for figure in ("6,573,120", "11,173,952", "892,672", "758.5"):
+        assert figure in text.getvalue()

@@ -1,60 +1,152 @@
-"""Pictures are drawn, at a readable size, also when there is little to draw."""
+"""Pictures: the pixels that can be checked, and that odd input still draws."""
 
+import math
+import subprocess
+import sys
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
+import numpy.typing as npt
 import pytest
+from matplotlib.image import imread
 
+from cifar10_accel import pictures
 from cifar10_accel.pictures import draw_augmented, draw_confusion, draw_curves, draw_grid, draw_lr_range
 from cifar10_accel.predictions import Predictions
 
-NAMES = [f"class{number}" for number in range(10)]
+NAMES = ["cat", "a very long class name", "$x_1$"]
 
 
-@pytest.fixture
-def predictions() -> Predictions:
-    random = np.random.default_rng(0)
-    probabilities = random.dirichlet(np.ones(10), 50).astype(np.float32)
-    label = random.integers(0, 10, 50)
-    return Predictions(np.arange(50), label, probabilities, -np.log(probabilities[np.arange(50), label]))
+def pixels(path: Path) -> npt.NDArray[np.uint8]:
+    """The PNG's (H, W, 3) uint8."""
+    return (imread(path)[:, :, :3] * 255).round().astype(np.uint8)
 
 
-def size_and_colours(path: Path) -> tuple[tuple[int, ...], int]:
-    """Shape of the PNG and how many colours it has."""
-    pixels = matplotlib.image.imread(path)
-    return pixels.shape[:2], len(np.unique((pixels * 255).astype(np.uint8).reshape(-1, pixels.shape[2]), axis=0))
+def some_images(number: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 40])
-def test_the_grid_shows_the_images(num_rows: int, predictions: Predictions, tmp_path: Path) -> None:
-    images = np.zeros((50, 32, 32, 3), np.uint8)
-    images[:, :, :, 0] = 200
-    draw_grid(images, predictions, range(num_rows), NAMES, tmp_path / "g.png", title="t")
-    pixels = (matplotlib.image.imread(tmp_path / "g.png")[..., :3] * 255).round()
-    red = (pixels == [200, 0, 0]).all(axis=-1).sum()
-    side_squared = (32 * 5) ** 2  # whole multiples of a pixel, so every image keeps its exact colour
-    assert red == pytest.approx(num_rows * side_squared, rel=0.02)
+def some_predictions(number: int) -> Predictions:
+    probabilities = np.full((number, 3), [0.2, 0.7, 0.1], dtype=np.float32)
+    return Predictions(np.arange(number), np.arange(number) % 3, probabilities, np.ones(number, dtype=np.float32))
 
 
-def test_charts_have_content(predictions: Predictions, tmp_path: Path) -> None:
-    draw_confusion(predictions.confusion_matrix(), NAMES, tmp_path / "c.png", title="t")
-    lines = [{"epoch": e, "lr": 0.1, "train/loss": 2.0 - e / 5, "test/accuracy": e / 5} for e in range(5)]
-    draw_curves([*lines, {"epoch": 5, "train/loss": float("nan")}], tmp_path / "m.png", title="t")
-    draw_lr_range([0.1, 1.0], [2.0, 1.0], [2.0, 1.5], [0.1, 0.2], tmp_path / "l.png", title="t",
-                  suggestions={"steepest": 0.3, "minimum / 10": None})  # fmt: skip
-    draw_augmented(np.zeros((2, 3, 32, 32, 3), np.uint8), ["a", "b"], ["0", "1", "2"], tmp_path / "a.png", title="t")
-    for name in ("c", "m", "l", "a"):
-        (height, width), colours = size_and_colours(tmp_path / f"{name}.png")
-        assert min(height, width) > 300, name
-        assert colours > 20, name
+def contains(picture: npt.NDArray[np.uint8], tile: npt.NDArray[np.uint8]) -> bool:
+    """Whether the picture shows the tile, each of its pixels as a square of SCALE pixels."""
+    large = tile.repeat(pictures.SCALE, axis=0).repeat(pictures.SCALE, axis=1)
+    rows, columns = np.nonzero((picture == large[0, 0]).all(axis=2))
+    return any(
+        np.array_equal(picture[y : y + large.shape[0], x : x + large.shape[1]], large)
+        for y, x in zip(rows, columns, strict=True)
+    )
 
 
-def test_nothing_to_draw_is_no_error(tmp_path: Path) -> None:
-    draw_curves([], tmp_path / "m.png", title="t")
-    draw_lr_range([], [], [], [], tmp_path / "l.png", title="t", suggestions={"steepest": None})
+def test_grid_shows_the_images_of_its_rows_and_no_other(tmp_path: Path) -> None:
+    images = some_images(12)
+    rows = [11, 3, 4, 5, 6, 7, 8, 9, 10]
+    draw_grid(images, some_predictions(12), rows, NAMES, tmp_path / "grid.png", title="SYNTHETIC")
+    picture = pixels(tmp_path / "grid.png")
+    assert [row for row in range(12) if contains(picture, images[row])] == sorted(rows)
 
 
-def test_a_folder_that_is_not_there(predictions: Predictions, tmp_path: Path) -> None:
+def test_grid_marks_right_green_and_wrong_red(tmp_path: Path) -> None:
+    grey = np.full((3, 32, 32, 3), 128, dtype=np.uint8)
+    for row, strong in ((0, 0), (1, 1)):  # row 1 is right: red below green
+        path = tmp_path / f"{row}.png"
+        draw_grid(grey, some_predictions(3), [row], NAMES, path, title="t")
+        coloured = pixels(path).astype(int)
+        saturated = coloured[np.ptp(coloured, axis=2) > 80]
+        assert len(saturated) > 20
+        assert set(saturated.argmax(axis=1)) == {strong}
+
+
+def test_grid_of_nothing_is_a_title(tmp_path: Path) -> None:
+    draw_grid(some_images(3), some_predictions(3), [], NAMES, tmp_path / "none.png", title="Worst mistakes")
+    picture = pixels(tmp_path / "none.png")
+    assert picture.shape[0] < 150
+    assert picture.min() < 128
+
+
+def test_the_title_is_in_the_picture(tmp_path: Path) -> None:
+    for title in ("CIFAR-10", "SYNTHETIC"):
+        draw_grid(some_images(3), some_predictions(3), [0], NAMES, tmp_path / f"{title}.png", title=title)
+    assert not np.array_equal(pixels(tmp_path / "CIFAR-10.png"), pixels(tmp_path / "SYNTHETIC.png"))
+
+
+def test_a_long_title_takes_more_lines(tmp_path: Path) -> None:
+    heights = []
+    for title in ("short", "long " * 60):
+        draw_grid(some_images(3), some_predictions(3), [0], NAMES, tmp_path / "t.png", title=title)
+        heights.append(pixels(tmp_path / "t.png").shape[0])
+    assert heights[0] < heights[1]
+
+
+def test_augmented_has_a_line_per_image_and_a_column_per_epoch(tmp_path: Path) -> None:
+    images = some_images(6).reshape(2, 3, 32, 32, 3)
+    path = tmp_path / "a.png"
+    draw_augmented(images, ["cat #0", "dog #1"], ["original", "epoch 0", "epoch 1"], path, title="CIFAR-10")
+    picture = pixels(path)
+    assert all(contains(picture, tile) for tile in images.reshape(-1, 32, 32, 3))
+    upper = picture[: -32 * pictures.SCALE]
+    assert [contains(upper, tile) for tile in images.reshape(-1, 32, 32, 3)] == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 10, 30])
+def test_confusion_draws_whatever_the_counts(tmp_path: Path, num_classes: int) -> None:
+    matrix = np.random.default_rng(0).integers(0, 50, (num_classes, num_classes))
+    matrix[0] = 0  # a class without images
+    names = [f"class {number}" for number in range(num_classes)]
+    draw_confusion(matrix, names, tmp_path / "c.png", title="test accuracy")
+    assert pixels(tmp_path / "c.png").std() > 1
+
+
+def test_confusion_colours_mistakes_apart_from_right_answers(tmp_path: Path) -> None:
+    draw_confusion(np.array([[90, 10], [0, 100]]), ["cat", "dog"], tmp_path / "c.png", title="t")
+    colours = pixels(tmp_path / "c.png").astype(int)
+    blue = (colours[..., 2] - colours[..., 0] > 60).mean()
+    red = (colours[..., 0] - colours[..., 2] > 60).mean()
+    assert blue > 1.5 * red > 0.1
+
+
+def test_curves_draw_what_the_rows_have(tmp_path: Path) -> None:
+    train = [{"step": step, "epoch": step / 10, "train/loss": 1 / step, "lr": 0.1} for step in range(1, 30)]
+    test = [{"step": 10 * e, "epoch": e, "test/accuracy": e / 3, "test/loss": math.nan} for e in (1, 2)]
+    sizes = set()
+    for number, rows in enumerate(([], train, train + test)):
+        draw_curves(rows, tmp_path / f"{number}.png", title="run on $CIFAR")
+        sizes.add((tmp_path / f"{number}.png").read_bytes())
+    assert len(sizes) == 3
+
+
+@pytest.mark.parametrize("suggested", [0.1, None])
+def test_lr_range_draws_with_and_without_a_suggestion(tmp_path: Path, suggested: float | None) -> None:
+    lr = [10 ** (k / 20 - 4) for k in range(100)]
+    loss = [2.3 - 0.01 * k for k in range(100)]
+    draw_lr_range(
+        lr, loss, loss, [0.1] * 100, tmp_path / "lr.png", title="CIFAR-10", suggestions={"steepest": suggested}
+    )
+    colours = pixels(tmp_path / "lr.png").astype(int)
+    has_red = ((colours[..., 0] - colours[..., 2] > 100) & (colours[..., 0] - colours[..., 1] > 100)).any()
+    assert has_red == (suggested is not None)
+
+
+def test_lr_range_of_a_test_that_ended_at_once(tmp_path: Path) -> None:
+    for lr, loss in (([], []), ([0.1], [2.3])):
+        draw_lr_range(lr, loss, loss, loss, tmp_path / "lr.png", title="CIFAR-10", suggestions={"steepest": None})
+    assert (tmp_path / "lr.png").stat().st_size > 1000
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="none"):
-        draw_confusion(predictions.confusion_matrix(), NAMES, tmp_path / "none" / "c.png", title="t")
+        draw_confusion(np.eye(2, dtype=np.int64), NAMES[:2], tmp_path / "none" / "c.png", title="t")
+
+
+def test_confidence_is_never_rounded_up_to_certainty() -> None:
+    assert pictures._percent(0.99999) == "99.9%"
+    assert pictures._percent(1.0) == "100.0%"
+
+
+def test_importing_pictures_does_not_import_matplotlib() -> None:
+    code = "import sys, cifar10_accel.pictures; sys.exit('matplotlib' in sys.modules)"
+    repository = str(Path(pictures.__file__).parent.parent)
+    assert subprocess.run([sys.executable, "-c", code], cwd=repository, check=False).returncode == 0
