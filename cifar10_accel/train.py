@@ -179,8 +179,9 @@ def _finish(
     state: TrainingState, dataset: Dataset, settings: Settings, folder: RunFolder, journal: Journal
 ) -> dict[str, Any]:
     """Evaluates, writes what the run leaves, and returns the summary."""
+    with state.watch.paused():
+        evaluation = evaluate_all(state.accelerator, state.evaluated, dataset, settings)
     seconds = state.watch.seconds()
-    evaluation = evaluate_all(state.accelerator, state.evaluated, dataset, settings)
     metrics = evaluation.metrics()
     journal.epoch(state, metrics)
     summary: dict[str, Any] = metrics | {
