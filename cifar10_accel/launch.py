@@ -1,5 +1,6 @@
 """Builds the one Accelerator of a process and refuses launches that would not be what they seem."""
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -43,6 +44,8 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
         torch.set_num_threads(settings.num_threads or _cores_per_process())
         torch.set_flush_denormal(True)
     _choose_kernels(settings.deterministic)
+    if accelerator.num_processes > 1:
+        atexit.register(_leave_process_group)
     return accelerator
 
 
@@ -76,6 +79,12 @@ def _cores_per_process() -> int:
     """This machine's cores shared among its ranks; launchers set OMP_NUM_THREADS=1 and would leave the rest idle."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _leave_process_group() -> None:
+    """A process that exits while gloo's threads still run can abort, and its launcher then calls the run failed."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _choose_kernels(deterministic: bool) -> None:

@@ -1,5 +1,6 @@
 """What a run leaves when it is done: final metrics, predictions, tables and pictures."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +39,10 @@ class Evaluation:
             metrics["test/accuracy_tta"] = self.test_tta.accuracy()
         if self.val is not None:
             metrics |= {"val/accuracy": self.val.accuracy(), "val/loss": self.val.mean_loss()}
-        by_class = zip(self.class_names, self.test.class_accuracy(), strict=True)
-        return metrics | {f"test/class_accuracy/{name}": float(accuracy) for name, accuracy in by_class}
+        for name, accuracy in zip(self.class_names, self.test.class_accuracy(), strict=True):
+            if not math.isnan(accuracy):  # a class without test images, which a folder may have
+                metrics[f"test/class_accuracy/{name}"] = float(accuracy)
+        return metrics
 
     def table(self, title: str) -> Table:
         """Per-class accuracy and the most frequent confusion of each class, for a terminal."""

@@ -60,7 +60,11 @@ class RunFolder:
                 f"run_dir: {self.path} cannot be written ({error.strerror}); give another --run-dir"
             ) from None
         if (self.path / "settings.yaml").exists():
-            self._require_same_math(settings)
+            try:
+                self._require_same_math(settings)
+            except UserError:
+                self._lock.release()
+                raise
         (self.path / "settings.yaml").write_text(settings.to_yaml())
 
     def settings(self) -> Settings:

@@ -81,7 +81,9 @@ class ModelSettings(_Section):
     width: int = Field(64, ge=4, le=1024, description="channels of the first stage; the others follow in proportion")
     activation: Literal["relu", "gelu", "celu", "silu"] = Field("relu", description="non-linearity after each norm")
     head_bias: bool = Field(False, description="whether the last linear layer has a bias")
-    logit_scale: Positive = Field(0.125, description="factor on the logits; below 1 lets the LR be high")
+    logit_scale: Positive = Field(
+        0.125, description="factor on the logits; below 1 lets the LR be high (give 1 for resnet18)"
+    )
 
 
 class OptimSettings(_Section):

@@ -165,14 +165,14 @@ def test_importing_everything_asks_no_network(tmp_path: Path) -> None:
 
 def test_real_images_train(real_data_dir: Path, tmp_path: Path) -> None:
     """A quarter of an epoch of the real set is already far better than chance."""
-    changes = {"recipe": "cpu", "width": 8, "max_steps": 50, "epochs": 1, "peak_epoch": 0.3, "tta": "none",
-               "run_dir": "run", "tracker": "none", "num_threads": 1, "data_dir": real_data_dir}  # fmt: skip
-    done = run_python("-m", "cifar10_accel.train", *flags(changes), cwd=tmp_path)
+    short = {"width": 8, "max_steps": 100, "epochs": 1, "peak_epoch": 0.1, "max_lr": 0.1, "num_threads": 1}
+    kept_short = {"recipe": "cpu", "tta": "none", "tracker": "none", "run_dir": "run", "data_dir": real_data_dir}
+    done = run_python("-m", "cifar10_accel.train", *flags(short | kept_short), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["dataset"] == "cifar10"
     assert len(np.load(tmp_path / "run" / "predictions.npz")["label"]) == 10_000
-    assert summary["test/accuracy"] > 0.25
+    assert summary["test/accuracy"] > 0.3  # it was 0.42
 
 
 def test_bf16_on_a_cpu_is_real_and_warned_about(tmp_path: Path) -> None:
