@@ -2,16 +2,14 @@
 
 from pathlib import Path
 
-import torch
-
 from cifar10_accel import checkpoint
 from cifar10_accel.data.cifar10 import load
 from cifar10_accel.errors import InputError
 from cifar10_accel.launch import make_accelerator
-from cifar10_accel.models import build
 from cifar10_accel.results import Evaluation, evaluate_all
 from cifar10_accel.run_folder import RunFolder
 from cifar10_accel.settings import Settings
+from cifar10_accel.training_state import build_net
 
 
 def evaluate(source: Path, *, overrides: dict[str, str]) -> tuple[Evaluation, Settings]:
@@ -25,9 +23,7 @@ def evaluate(source: Path, *, overrides: dict[str, str]) -> tuple[Evaluation, Se
     settings = Settings(**(run.settings().model_dump(mode="json") | overrides))
     accelerator = make_accelerator(settings)
     dataset = load(settings, seed=settings.seed)
-    net = build(settings, num_classes=len(dataset.class_names)).to(accelerator.device)
-    if settings.channels_last:
-        net = net.to(memory_format=torch.channels_last)
+    net = build_net(settings, accelerator, num_classes=len(dataset.class_names))
     checkpoint.load_into(net, checkpoint.load(path).evaluated, source=path)
     return evaluate_all(accelerator, net, dataset, settings), settings
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from cifar10_accel.errors import SettingsError, UserError
-from cifar10_accel.settings import RunSettings
+from cifar10_accel.settings import RunSettings, Settings
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # a rank that hangs ends the run after this; downloads wait elsewhere
@@ -47,6 +47,13 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     if accelerator.num_processes > 1:
         atexit.register(_leave_process_group)
     return accelerator
+
+
+def without_auto(settings: Settings, *, on_cpu: bool) -> Settings:
+    """The settings with the recipe that `auto` stands for on this hardware; unchanged if they name one."""
+    if settings.recipe != "auto":
+        return settings
+    return settings.with_recipe("cpu" if on_cpu else "resnet24")
 
 
 def launched_as(accelerator: Accelerator) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from cifar10_accel.data.batches import BatchPlan, training_batches
 from cifar10_accel.data.cifar10 import load
 from cifar10_accel.engine import train_step
 from cifar10_accel.errors import NonFiniteError, SettingsError
-from cifar10_accel.launch import make_accelerator
+from cifar10_accel.launch import make_accelerator, without_auto
 from cifar10_accel.schedule import LrRange
 from cifar10_accel.settings import Settings
 from cifar10_accel.training_state import build_state
@@ -46,6 +46,7 @@ def lr_range(settings: Settings, *, schedule: LrRange) -> LrRangeResult:
     Losses are means over all ranks, so every rank stops at the same update.
     """
     accelerator = make_accelerator(settings)
+    settings = without_auto(settings, on_cpu=accelerator.device.type == "cpu")
     dataset = load(settings, seed=settings.seed)
     plan = BatchPlan.of(settings, accelerator, num_images=len(dataset.train.labels))
     state = build_state(settings, accelerator, num_classes=len(dataset.class_names))

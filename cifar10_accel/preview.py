@@ -12,6 +12,7 @@ from cifar10_accel.data.batched import lower
 from cifar10_accel.data.batches import choose_backend
 from cifar10_accel.data.cifar10 import load
 from cifar10_accel.errors import SettingsError
+from cifar10_accel.launch import without_auto
 from cifar10_accel.pictures import draw_augmented
 from cifar10_accel.settings import Settings
 
@@ -23,6 +24,7 @@ def preview(settings: Settings, *, epochs: Sequence[int], indices: Sequence[int]
 
     Raises `SettingsError` for an index that is not in the training set or a file that cannot be written.
     """
+    settings = without_auto(settings, on_cpu=not torch.accelerator.is_available())
     dataset = load(settings, seed=settings.seed)
     if max(indices) >= len(dataset.train):
         raise SettingsError(f"index: {max(indices)} is not a training image; give 0 to {len(dataset.train) - 1}")

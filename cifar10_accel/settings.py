@@ -21,7 +21,6 @@ from cifar10_accel.recipes import read_recipe
 ENV_PREFIX = "CIFAR10_ACCEL_"
 
 Augmentation = Literal["crop", "flip", "cutout"]
-Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 import torch
-from accelerate import Accelerator
 
 from cifar10_accel import checkpoint
 from cifar10_accel.console import RunConsole, format_seconds
@@ -23,7 +22,7 @@ from cifar10_accel.errors import OutOfResourcesError, Preempted
 from cifar10_accel.flags import exits_with_one_line, settings_flags
 from cifar10_accel.interrupt import StopSignal, die_with_launcher
 from cifar10_accel.journal import Journal, Metrics
-from cifar10_accel.launch import launched_as, make_accelerator, on_main
+from cifar10_accel.launch import launched_as, make_accelerator, on_main, without_auto
 from cifar10_accel.randomness import seed_for
 from cifar10_accel.results import evaluate_all, labelled, write_results
 from cifar10_accel.run_folder import RunFolder, environment
@@ -41,7 +40,7 @@ def train(settings: Settings) -> dict[str, Any]:
     """
     # 1. Data: the whole set in memory on every rank, and the plan of who sees which image when.
     accelerator = make_accelerator(settings)
-    settings = _without_auto(settings, accelerator)
+    settings = without_auto(settings, on_cpu=accelerator.device.type == "cpu")
     found = available(settings)  # every rank looks, and waits while one downloads; the main process decides
     found = on_main(accelerator, lambda: found)
     settings = settings.model_copy(update={"dataset": found, "precision": accelerator.mixed_precision})
@@ -111,12 +110,6 @@ def main(**flags: Any) -> None:
     settings = Settings(**flags)
     die_with_launcher()
     train(settings)
-
-
-def _without_auto(settings: Settings, accelerator: Accelerator) -> Settings:
-    if settings.recipe != "auto":
-        return settings
-    return settings.with_recipe("cpu" if accelerator.device.type == "cpu" else "resnet24")
 
 
 def _open_journal(

@@ -70,12 +70,16 @@ class TrainingState:
         self.watch = Stopwatch(state.training["seconds"])
 
 
-def build_state(settings: Settings, accelerator: Accelerator, *, num_classes: int) -> TrainingState:
-    """The state before the first update: weights are a function of the seed, the same on every rank."""
+def build_net(settings: Settings, accelerator: Accelerator, *, num_classes: int) -> nn.Module:
+    """The net on the device, in the memory format of the settings; its weights are a function of the seed."""
     torch.manual_seed(seed_for(settings.seed, "weights") >> 1)
     net = build(settings, num_classes=num_classes).to(accelerator.device)
-    if settings.channels_last:
-        net = net.to(memory_format=torch.channels_last)
+    return net.to(memory_format=torch.channels_last) if settings.channels_last else net
+
+
+def build_state(settings: Settings, accelerator: Accelerator, *, num_classes: int) -> TrainingState:
+    """The state before the first update, the same on every rank."""
+    net = build_net(settings, accelerator, num_classes=num_classes)
     average = make_average(net, settings.ema_decay)
     optimizer = make_optimizer(net, settings)
     if settings.compile:
