@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cifar10_accel"
 FLOORS = [
-    {"errors", "randomness", "schedule", "stopwatch"},
+    {"errors", "randomness", "schedule", "stopwatch", "processes", "trials"},
     {"recipes", "metrics_log", "predictions", "checkpoint", "console", "interrupt"},
     {"settings"},
     {"flags", "launch", "data", "models", "optim", "run_folder", "pictures", "tracking"},
