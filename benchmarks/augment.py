@@ -19,11 +19,13 @@ import torch
 import torchvision
 import torchvision.transforms.v2 as tv
 
+from benchmarks import memory
 from cifar10_accel.data.augment import MEAN, STD, A, apply, image_key, image_keys, training_pipeline
 from cifar10_accel.data.batched import lower, normalize
 from cifar10_accel.settings import DataSettings, Settings
 
 BATCH = 512
+AT_ONCE = 8  # batches that training augments together on a GPU
 SINGLE = 512  # images a round for those that go image by image
 ROUNDS = 15
 IMAGES = np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
@@ -39,7 +41,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print_machine()
     print_table(contestants())
-    print_memory()
+    print(flush=True)
+    memory.main()
     if torch.cuda.is_available():
         print_gpu()
 
@@ -118,59 +121,20 @@ def print_table(found: list[Contestant]) -> None:
     print("(*) one crop, one flip and one box for the whole batch, not for each image")
 
 
-def print_memory() -> None:
-    """What the training data path adds to two processes: proportional set size, 50,000 images, 40 batches each."""
-    import multiprocessing
-
-    if not Path("/proc/self/smaps_rollup").exists():
-        return
-    context = multiprocessing.get_context("spawn")
-    queue, barrier = context.Queue(), context.Barrier(2)
-    processes = [context.Process(target=_measure_memory, args=(queue, barrier)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    added = [queue.get() for _ in processes]
-    for process in processes:
-        process.join()
-    print(f"\nmemory added by the data path, two processes together: {sum(added) / 2**20:,.0f} MB")
-
-
-def _measure_memory(queue: Any, barrier: Any) -> None:
-    torch.set_num_threads(1)
-    augment = lower(training_pipeline(DataSettings()))
-    augment(BATCHED, image_keys(0, 0, torch.arange(BATCH)), torch.float32)
-    barrier.wait()
-    before = _proportional_bytes()
-    images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
-    resident = torch.from_numpy(images)
-    for batch in range(40):
-        indices = torch.arange(batch * BATCH, (batch + 1) * BATCH)
-        batched = augment(resident[indices].permute(0, 3, 1, 2), image_keys(0, 0, indices), torch.float32)
-    assert len(batched) == BATCH
-    barrier.wait()
-    queue.put(_proportional_bytes() - before)
-    barrier.wait()
-
-
-def _proportional_bytes() -> int:
-    line = next(line for line in _lines("/proc/self/smaps_rollup") if line.startswith("Pss:"))
-    return int(line.split()[1]) * 1024
-
-
 def print_gpu() -> None:
     """The batched execution on the GPU, and its share of a training step of `custom_resnet` in fp16."""
     augment = lower(training_pipeline(DataSettings()))
     print(f"\n| {torch.cuda.get_device_name()}, torch {torch.version.cuda} | images/s | ms a batch |\n|---|---:|---:|")
-    for num_images in (BATCH, 2048, 8192, 50_000):
+    for num_images in (BATCH, AT_ONCE * BATCH, 50_000):
         images = torch.randint(0, 256, (num_images, 32, 32, 3), dtype=torch.uint8, device="cuda").permute(0, 3, 1, 2)
         indices = torch.arange(num_images, device="cuda")
         seconds = _gpu_seconds(lambda: augment(images, image_keys(0, 0, indices), torch.float16))  # noqa: B023
         print(f"| batched, fp16, batches of {num_images:,} | {num_images / seconds:,.0f} | {seconds * 1e3:.3f} |")
-        if num_images == BATCH:
-            share = seconds
+        if num_images == AT_ONCE * BATCH:
+            share = seconds / AT_ONCE
     step = _gpu_seconds(_training_step())
     print(f"training step of custom_resnet, fp16, batch {BATCH}: {step * 1e3:.2f} ms", end="; ")
-    print(f"augmentation is {share / step:.1%} of it")
+    print(f"augmentation, {AT_ONCE} batches at once, is {share / step:.1%} of it")
 
 
 def _training_step() -> Callable[[], None]:

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from cifar10_accel.data.batched import normalize
-from cifar10_accel.data.batches import Batch, resident
+from cifar10_accel.data.batches import Batch
 from cifar10_accel.data.cifar10 import Split
+from cifar10_accel.data.resident import ResidentImages
 from cifar10_accel.errors import NonFiniteError
 from cifar10_accel.optim import set_lr
 from cifar10_accel.predictions import Predictions
@@ -42,16 +44,18 @@ def train_step(
     """Makes one update from this rank's accumulation steps; all ranks must call this.
 
     Returns (3,) float: this rank's sum of losses, number of right answers, number of images, on the
-    device. On a CPU, where looking costs nothing, a non-finite loss stops all ranks before the update.
+    device. On a CPU, where looking costs nothing, a loss or gradient that is not finite, on any rank, stops
+    all ranks before the update; on a GPU the journal looks, whenever it waits for the device anyway.
     """
     set_lr(optimizer, lr)
     totals = torch.zeros(3, device=accelerator.device)
     for number, batch in enumerate(batches, start=1):
         is_last = number == len(batches)
         with nullcontext() if is_last else accelerator.no_sync(model):
-            totals += _forward_backward(accelerator, model, batch, settings, num_batches=len(batches))
+            totals += forward_backward(accelerator, model, batch, settings, num_batches=len(batches))
     if accelerator.device.type == "cpu":
-        require_finite(accelerator.reduce(totals), f"the loss at lr {lr:g}")
+        require_finite(accelerator.reduce(totals), "the loss")
+        require_finite(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]), "the gradient")
     if settings.grad_clip is not None:
         accelerator.clip_grad_norm_(model.parameters(), settings.grad_clip)
     optimizer.step()
@@ -61,10 +65,25 @@ def train_step(
     return totals
 
 
+def forward_backward(
+    accelerator: Accelerator, model: nn.Module, batch: Batch, settings: OptimSettings, *, num_batches: int
+) -> Tensor:
+    """Adds the gradient of one accumulation step to the parameters; returns (3,) as `train_step` does."""
+    logits = model(batch.images).float()  # (B, K)
+    loss = F.cross_entropy(logits, batch.labels, label_smoothing=settings.label_smoothing)
+    if batch.weight < 1:
+        partner_loss = F.cross_entropy(logits, batch.partner_labels, label_smoothing=settings.label_smoothing)
+        loss = batch.weight * loss + (1 - batch.weight) * partner_loss
+    accelerator.backward(loss / num_batches)
+    num_images = loss.new_full((), len(batch.labels))
+    num_right = (logits.detach().argmax(dim=1) == batch.labels).sum().float()
+    return torch.stack([loss.detach() * num_images, num_right, num_images])
+
+
 def require_finite(values: Tensor, what: str) -> None:
     """Raises `NonFiniteError` unless every value is finite; the same on all ranks if the values are."""
     if not torch.isfinite(values).all():
-        raise NonFiniteError(f"{what} is not finite; lower --max-lr or raise --div-factor (nothing broken was saved)")
+        raise NonFiniteError(f"{what} is not finite (nothing broken was saved); lower --max-lr or raise --div-factor")
 
 
 @torch.inference_mode()
@@ -78,27 +97,13 @@ def evaluate_pass(
     """
     net = accelerator.unwrap_model(model).eval()  # DDP's collectives would hang on unequal numbers of batches
     _share_buffers(accelerator, net)
-    images, labels = resident(split, accelerator.device)
-    own = torch.arange(accelerator.process_index, len(labels), accelerator.num_processes, device=accelerator.device)
+    images, labels = ResidentImages(split, accelerator.device), torch.from_numpy(split.labels).to(accelerator.device)
+    own = torch.arange(accelerator.process_index, len(labels), accelerator.num_processes)
     with accelerator.autocast():
-        logits = [_view_logits(net, images[part], tta) for part in torch.split(own, batch_size)]
+        logits = [_view_logits(net, images.take(part), tta) for part in torch.split(own, batch_size)]
     net.train()
     plain, averaged = (_gather_rows(accelerator, torch.cat(rows), len(labels)) for rows in zip(*logits, strict=True))
     return _predictions(plain, labels), _predictions(averaged, labels) if tta != "none" else None
-
-
-def _forward_backward(
-    accelerator: Accelerator, model: nn.Module, batch: Batch, settings: OptimSettings, *, num_batches: int
-) -> Tensor:
-    logits = model(batch.images).float()  # (B, K)
-    loss = F.cross_entropy(logits, batch.labels, label_smoothing=settings.label_smoothing)
-    if batch.weight < 1:
-        partner_loss = F.cross_entropy(logits, batch.partner_labels, label_smoothing=settings.label_smoothing)
-        loss = batch.weight * loss + (1 - batch.weight) * partner_loss
-    accelerator.backward(loss / num_batches)
-    num_images = loss.new_full((), len(batch.labels))
-    num_right = (logits.detach().argmax(dim=1) == batch.labels).sum().float()
-    return torch.stack([loss.detach() * num_images, num_right, num_images])
 
 
 def _share_buffers(accelerator: Accelerator, net: nn.Module) -> None:

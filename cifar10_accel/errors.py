@@ -12,12 +12,14 @@ class UserError(Exception):
     """Something the user can mend; its message is one line, never a traceback."""
 
     exit_code = 2
+    is_shared = False  # raised alike on every rank, so that one of them is enough to say it
 
 
 class SettingsError(UserError, ValueError):
     """A setting, flag, recipe or launch that cannot be (exit 2)."""
 
     exit_code = 2
+    is_shared = True
 
 
 class InputError(UserError):
@@ -27,9 +29,10 @@ class InputError(UserError):
 
 
 class NonFiniteError(UserError):
-    """The loss or a gradient stopped being a finite number (exit 4)."""
+    """The loss or a gradient stopped being a finite number on some rank, and all know it (exit 4)."""
 
     exit_code = 4
+    is_shared = True
 
 
 class OutOfResourcesError(UserError):

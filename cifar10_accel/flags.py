@@ -13,7 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from cifar10_accel.errors import Preempted, SettingsError, UserError
+from cifar10_accel.errors import Preempted, UserError
 from cifar10_accel.settings import Settings
 
 P = ParamSpec("P")
@@ -51,8 +51,7 @@ def exits_with_one_line(command: Callable[P, R]) -> Callable[P, R]:
                 click.secho(str(stop), fg="yellow", err=True)
             sys.exit(stop.exit_code)
         except UserError as error:
-            # Every rank sees the same wrong setting; one of them says so.
-            if not isinstance(error, SettingsError) or is_main_rank():
+            if is_main_rank() or not error.is_shared:
                 for line in str(error).splitlines():
                     click.secho(f"error: {line}", fg="red", err=True)
             sys.exit(error.exit_code)

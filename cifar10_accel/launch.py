@@ -15,7 +15,6 @@ from cifar10_accel.errors import SettingsError, UserError
 from cifar10_accel.settings import RunSettings, Settings
 
 T = TypeVar("T")
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # a rank that hangs ends the run after this; downloads wait elsewhere
 
 
 def make_accelerator(settings: RunSettings) -> Accelerator:
@@ -30,7 +29,7 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision=settings.precision,
             cpu=without_gpu and num_launched > 1,  # else N ranks of a GPU launch all become rank 0 of 1
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.collective_timeout))],
         )
     except ValueError as error:  # half of a launcher's variables, say
         raise SettingsError(f"launch: {error}; start with `accelerate launch` or torchrun") from None
@@ -54,6 +53,11 @@ def without_auto(settings: Settings, *, on_cpu: bool) -> Settings:
     if settings.recipe != "auto":
         return settings
     return settings.with_recipe("cpu" if on_cpu else "resnet24")
+
+
+def training_dtype(accelerator: Accelerator) -> torch.dtype:
+    """What the net's inputs are computed in: half precision where the launch asks for it."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
 
 
 def launched_as(accelerator: Accelerator) -> dict[str, Any]:
@@ -111,6 +115,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
         try:
             outcome = [action()]
         except UserError as error:
+            error.is_shared = True
             outcome = [error]
     broadcast_object_list(outcome)
     if isinstance(outcome[0], UserError):

@@ -16,7 +16,8 @@ from cifar10_accel.data.batches import BatchPlan, training_batches
 from cifar10_accel.data.cifar10 import load
 from cifar10_accel.engine import train_step
 from cifar10_accel.errors import NonFiniteError, SettingsError
-from cifar10_accel.launch import make_accelerator, without_auto
+from cifar10_accel.launch import make_accelerator, training_dtype, without_auto
+from cifar10_accel.memory import fit_in_memory
 from cifar10_accel.schedule import LrRange
 from cifar10_accel.settings import Settings
 from cifar10_accel.training_state import build_state
@@ -50,9 +51,11 @@ def lr_range(settings: Settings, *, schedule: LrRange) -> LrRangeResult:
     dataset = load(settings, seed=settings.seed)
     plan = BatchPlan.of(settings, accelerator, num_images=len(dataset.train.labels))
     state = build_state(settings, accelerator, num_classes=len(dataset.class_names))
+    plan = fit_in_memory(state, dataset.train, plan, settings)
     batches_of_updates = training_batches(
-        dataset.train, plan, settings, start_step=0, stop_step=schedule.total_steps, device=accelerator.device
-    )
+        dataset.train, plan, settings, start_step=0, stop_step=schedule.total_steps,
+        device=accelerator.device, dtype=training_dtype(accelerator),
+    )  # fmt: skip
     lrs: list[float] = []
     losses: list[float] = []
     accuracies: list[float] = []

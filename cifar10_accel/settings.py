@@ -133,6 +133,9 @@ class RunSettings(_Section):
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads per process; none: this machine's cores shared by its processes"
     )
+    collective_timeout: float = Field(
+        600, ge=1, description="seconds that ranks wait for each other: one that hangs ends the run after them"
+    )
     tta: Literal["none", "flip", "multicrop"] = Field(
         "none", description="test-time augmentation, reported beside the plain number"
     )
@@ -201,6 +204,7 @@ class Settings(
             "checkpoint_every",
             "keep_checkpoints",
             "num_threads",
+            "collective_timeout",
             "run_dir",
             "run_name",
         }

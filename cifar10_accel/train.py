@@ -6,8 +6,6 @@ The same command again continues a run that was stopped or killed, with the same
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -16,13 +14,15 @@ import torch
 from cifar10_accel import checkpoint
 from cifar10_accel.console import RunConsole, format_seconds
 from cifar10_accel.data.batches import Batch, BatchPlan, training_batches
-from cifar10_accel.data.cifar10 import Dataset, available, load
+from cifar10_accel.data.cifar10 import Dataset, available
+from cifar10_accel.data.shared import load_shared
 from cifar10_accel.engine import evaluate_pass, require_finite, train_step
-from cifar10_accel.errors import OutOfResourcesError, Preempted
+from cifar10_accel.errors import NonFiniteError, OutOfResourcesError, Preempted
 from cifar10_accel.flags import exits_with_one_line, settings_flags
 from cifar10_accel.interrupt import StopSignal, die_with_launcher
 from cifar10_accel.journal import Journal, Metrics
-from cifar10_accel.launch import launched_as, make_accelerator, on_main, without_auto
+from cifar10_accel.launch import launched_as, make_accelerator, on_main, training_dtype, without_auto
+from cifar10_accel.memory import fit_in_memory, out_of_memory_explained
 from cifar10_accel.randomness import seed_for
 from cifar10_accel.results import evaluate_all, labelled, write_results
 from cifar10_accel.run_folder import RunFolder, environment
@@ -38,13 +38,13 @@ def train(settings: Settings) -> dict[str, Any]:
     Leaves a run folder (run_folder.py lists what is in it); a run that is finished there is not
     trained again. Raises a `UserError` for what the user can mend, `Preempted` after a stop signal.
     """
-    # 1. Data: the whole set in memory on every rank, and the plan of who sees which image when.
+    # 1. Data: the whole set in memory, once on each machine, and the plan of who sees which image when.
     accelerator = make_accelerator(settings)
     settings = without_auto(settings, on_cpu=accelerator.device.type == "cpu")
     found = available(settings)  # every rank looks, and waits while one downloads; the main process decides
     found = on_main(accelerator, lambda: found)
     settings = settings.model_copy(update={"dataset": found, "precision": accelerator.mixed_precision})
-    dataset = load(settings, seed=settings.seed)
+    dataset = load_shared(accelerator, settings)
     plan = BatchPlan.of(settings, accelerator, num_images=len(dataset.train.labels))
     folder = RunFolder.of(settings)
     on_main(accelerator, lambda: folder.open(settings))
@@ -67,13 +67,15 @@ def train(settings: Settings) -> dict[str, Any]:
     is_main = accelerator.is_main_process
     checkpoint_steps = max(1, round(settings.checkpoint_every * plan.steps_per_epoch))
     journal = _open_journal(state, plan, settings, folder, stop_step=stop_step)
-    with folder.status(is_main=is_main), _out_of_memory_explained(), journal, StopSignal(accelerator) as signal:
+    with folder.status(is_main=is_main), out_of_memory_explained(), journal, StopSignal(accelerator) as signal:
+        plan = fit_in_memory(state, dataset.train, plan, settings)
         state.watch.start()
         for batches in training_batches(
-            dataset.train, plan, settings, start_step=state.step, stop_step=stop_step, device=accelerator.device
-        ):
+            dataset.train, plan, settings, start_step=state.step, stop_step=stop_step,
+            device=accelerator.device, dtype=training_dtype(accelerator),
+        ):  # fmt: skip
             lr = schedule.lr_at(state.step)
-            _update(state, batches, lr=lr, settings=settings)
+            _update(state, batches, folder, lr=lr, settings=settings)
             ends_epoch, ends_run = state.step % plan.steps_per_epoch == 0, state.step == stop_step
             if state.step % settings.log_every == 0 or ends_epoch or ends_run:
                 journal.line(state, lr=lr)
@@ -131,13 +133,23 @@ def _open_journal(
     return Journal(tracker, console, plan, settings)
 
 
-def _update(state: TrainingState, batches: list[Batch], *, lr: float, settings: Settings) -> None:
+def _update(state: TrainingState, batches: list[Batch], folder: RunFolder, *, lr: float, settings: Settings) -> None:
     """One optimizer update; whatever a layer draws is a function of (seed, step, rank)."""
     accelerator = state.accelerator
     torch.manual_seed(seed_for(settings.seed, "update", state.step, accelerator.process_index) >> 1)
-    state.since_line += train_step(
-        accelerator, state.model, state.optimizer, batches, lr=lr, settings=settings, average=state.average
-    )
+    try:
+        state.since_line += train_step(
+            accelerator, state.model, state.optimizer, batches, lr=lr, settings=settings, average=state.average
+        )
+    except NonFiniteError as error:
+        images = accelerator.gather(torch.cat([batch.indices for batch in batches])).tolist()
+        found = {"update": state.step + 1, "lr": lr, "images": images}
+        on_main(accelerator, lambda: folder.write_json("nonfinite.json", found))
+        shown = ", ".join(map(str, images[:5]))
+        raise NonFiniteError(
+            f"update {state.step + 1}, lr {lr:g}: {error}; its {len(images)} images ({shown}, ...) "
+            f"are in {folder.path / 'nonfinite.json'}"
+        ) from None
     state.step += 1
 
 
@@ -191,16 +203,6 @@ def _finish(
     journal.say(f"{evaluation.headline(settings.dataset)} after {format_seconds(seconds)} of training")
     journal.say(f"curves, misclassified images, predictions and checkpoints are in {folder.path}")
     return summary
-
-
-@contextmanager
-def _out_of_memory_explained() -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfResourcesError(
-            f"out of memory ({str(error).splitlines()[0]}); raise --grad-accum-steps or lower --batch-size"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ class TrainingState:
                 "since_line": self.since_line,
                 "since_epoch": self.since_epoch,
                 "seconds": self.watch.seconds(),
+                "processes": self.accelerator.num_processes,
             },
         )
 
@@ -66,6 +67,12 @@ class TrainingState:
         self.step = state.step
         if self.accelerator.is_main_process:
             self.since_line.copy_(state.training["since_line"])
+        before, now = state.training["processes"], self.accelerator.num_processes
+        if before != now:
+            self.accelerator.print(
+                f"saved by {before} process(es), continued by {now}: "
+                "the same images and LR, but the last digits may differ"
+            )
         self.since_epoch = list(state.training["since_epoch"])
         self.watch = Stopwatch(state.training["seconds"])
 

@@ -12,7 +12,7 @@ FLOORS = [
     {"settings"},
     {"flags", "launch", "data", "models", "optim", "run_folder", "pictures", "tracking"},
     {"engine", "training_state"},
-    {"journal", "results"},
+    {"journal", "results", "memory"},
     {"train", "evaluate", "lr_range", "preview"},
     {"cli"},
     {"__main__"},

@@ -1,9 +1,13 @@
 """Who sees which image when: the same for any number of ranks, workers and accumulation steps."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from cifar10_accel.data import batches as batches_module
 from cifar10_accel.data.batches import BatchPlan, epoch_order, training_batches
 from cifar10_accel.data.cifar10 import Split
 from cifar10_accel.errors import SettingsError
@@ -61,7 +65,13 @@ def test_a_batch_that_cannot_be_shared_is_refused(changes: dict[str, int], messa
 def pixels(split: Split, start_step: int, a_plan: BatchPlan, **settings: object) -> list[torch.Tensor]:
     """The images of updates `start_step`..8, each update's accumulation steps joined."""
     batches = training_batches(
-        split, a_plan, Settings(**settings), start_step=start_step, stop_step=9, device=torch.device("cpu")
+        split,
+        a_plan,
+        Settings(**settings),
+        start_step=start_step,
+        stop_step=9,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
     )
     return [torch.cat([batch.images for batch in update]) for update in batches]
 
@@ -86,3 +96,65 @@ def test_each_epoch_augments_anew(split: Split) -> None:
     order = [epoch_order(0, epoch, 100).argsort() for epoch in (0, 1)]
     same = (first[order[0].copy()] == second[order[1].copy()]).flatten(1).all(dim=1)
     assert same.sum() < 5
+
+
+@pytest.mark.parametrize("ahead", [2, 3, 100])
+def test_augmenting_several_updates_at_once_changes_nothing(
+    ahead: int, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; epochs have four updates, so pieces end at their borders."""
+    a_plan = plan(num_processes=2, rank=1, grad_accum_steps=2)
+    expected = pixels(split, 1, a_plan)
+    monkeypatch.setattr(batches_module, "_updates_at_once", lambda device: ahead)
+    found = pixels(split, 1, a_plan)
+    assert len(found) == len(expected) == 8
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(expected, found, strict=True))
+
+
+def test_the_training_dtype_is_that_of_the_batches(split: Split) -> None:
+    batches = training_batches(
+        split, plan(), Settings(), start_step=0, stop_step=1, device=torch.device("cpu"), dtype=torch.bfloat16
+    )
+    ((batch,),) = batches
+    assert batch.images.dtype == torch.bfloat16
+    assert torch.equal(batch.images, pixels(split, 0, plan())[0].to(torch.bfloat16))
+
+
+class _Watch(TorchDispatchMode):
+    """Notes the operations that make the host wait for what the device has computed."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "equal", "to_cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_operations, self.waited_for = 0, []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        self.num_operations += 1
+        if any(waiting in name for waiting in self.WAITING):
+            self.waited_for.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("changes", [{}, {"flip_mode": "alternating", "mixup_alpha": 1.0}, {"cutmix_alpha": 1.0}])
+def test_no_batch_waits_for_the_device(changes: dict[str, Any], split: Split) -> None:
+    with _Watch() as watch:
+        pixels(split, 0, plan(), **changes)
+        assert watch.waited_for == []
+        assert watch.num_operations > 100
+        torch.ones(1).item()
+    assert watch.waited_for == ["_local_scalar_dense"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_the_pixels_of_a_cpu_without_a_wait(split: Split) -> None:
+    expected, device = pixels(split, 0, plan()), torch.device("cuda")
+    batches = training_batches(split, plan(), Settings(), start_step=0, stop_step=9, device=device, dtype=torch.float32)
+    found = [next(batches)[0].images]  # the first batch uploads the set
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found += [update[0].images for update in batches]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(ours, theirs.cpu()) for ours, theirs in zip(expected, found, strict=True))

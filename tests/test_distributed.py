@@ -34,7 +34,8 @@ dataset = load(settings, seed=settings.seed)
 plan = BatchPlan.of(settings, accelerator, num_images=len(dataset.train))
 schedule = one_cycle(settings, steps_per_epoch=plan.steps_per_epoch)
 trace = []
-batches = training_batches(dataset.train, plan, settings, start_step=0, stop_step=12, device=accelerator.device)
+batches = training_batches(dataset.train, plan, settings, start_step=0, stop_step=12,
+                           device=accelerator.device, dtype=torch.float32)
 for step, parts in enumerate(batches):
     indices = [gather(part.indices) for part in parts]
     images = [gather(part.images.contiguous()) for part in parts]
@@ -231,9 +232,55 @@ def test_a_run_saved_by_two_continues_on_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     done = run_python("-m", "cifar10_accel.train", *args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "saved by 2 process(es), continued by 1" in done.stdout
     assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "lr" in line] == list(
         range(1, 19)
     )
+
+
+# Prints what two ranks have of a data set: its digest, whether it lies in a file, and what is left in the folder.
+SHARED = """
+import hashlib, json, os, sys
+from accelerate.utils import gather_object
+from cifar10_accel.data.cifar10 import load
+from cifar10_accel.data.shared import load_shared
+from cifar10_accel.launch import make_accelerator
+from cifar10_accel.settings import Settings
+settings = Settings(**json.loads(sys.argv[1]))
+accelerator = make_accelerator(settings)
+if "NO_ROOM" in os.environ:
+    import numpy
+    def full(*_, **__): raise OSError("no space left on device")
+    numpy.save = full
+dataset, alone = load_shared(accelerator, settings), load(settings, seed=settings.seed)
+def digests(dataset):
+    splits = (dataset.train, dataset.val, dataset.test)
+    return [hashlib.sha256(array.tobytes()).hexdigest() for split in splits for array in (split.images, split.labels)]
+mapped = any("cifar10-accel-" in line for line in open("/proc/self/maps"))
+found = gather_object([[accelerator.process_index, digests(dataset) == digests(alone), mapped]])
+if accelerator.is_main_process:
+    print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_ranks_share_one_copy_of_the_images(has_room: bool, tmp_path: Path) -> None:
+    (tmp_path / "shared.py").write_text(SHARED)
+    (tmp_path / "tmp").mkdir()
+    environment = {"TMPDIR": str(tmp_path / "tmp")} | ({} if has_room else {"NO_ROOM": "1"})
+    done = run_python("shared.py", json.dumps(TINY), cwd=tmp_path, num_processes=2, **environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [[0, True, has_room], [1, True, has_room]]
+    assert done.stderr.count("no room") == (0 if has_room else 1)
+    assert not list((tmp_path / "tmp").glob("cifar10-accel-*"))
+
+
+def test_data_that_one_rank_cannot_read_ends_all(tmp_path: Path) -> None:
+    args = flags(TINY | {"dataset": "folder", "data_dir": tmp_path / "nothing"})
+    done = run_python("-m", "cifar10_accel.train", *args, cwd=tmp_path, num_processes=2, timeout=60)
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert "cifar10_accel/data/" not in done.stderr  # no traceback of ours
 
 
 def test_the_range_test_is_the_same_on_two_processes(tmp_path: Path) -> None:

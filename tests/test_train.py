@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from cifar10_accel import checkpoint
+from cifar10_accel import checkpoint, engine
 from cifar10_accel import train as train_module
 from cifar10_accel.errors import InputError, NonFiniteError, OutOfResourcesError, SettingsError
 from cifar10_accel.lr_range import lr_range
@@ -143,13 +143,33 @@ def test_only_damaged_checkpoints_stop_the_run(tmp_path: Path) -> None:
         run(tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match="not finite"):
-        run(tmp_path / "run", max_lr=1000, div_factor=1, logit_scale=1e30)
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_update(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of update 8 overflow; the gradient can do so while the loss is fine."""
+    forward_backward, calls = engine.forward_backward, []
+
+    def overflowing(accelerator: Any, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        totals = forward_backward(accelerator, model, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 8:
+            broken = totals if what == "loss" else next(model.parameters()).grad
+            broken[0] = float("inf")
+        return totals
+
+    monkeypatch.setattr(engine, "forward_backward", overflowing)
+    with pytest.raises(NonFiniteError, match=rf"^update 8, lr 0\.\d+: the {what} is not finite"):
+        run(tmp_path / "run")
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 4)
+    found = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert (found["update"], len(set(found["images"]))) == (8, 60)
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 7
     newest = checkpoint.newest(tmp_path / "run" / "checkpoints")
-    assert newest is None or all(torch.isfinite(v.float()).all() for v in checkpoint.load(newest).model.values())
+    assert newest is not None
+    assert newest.name == "step-000006"
+    assert all(torch.isfinite(value.float()).all() for value in checkpoint.load(newest).model.values())
+    monkeypatch.undo()
+    assert run(tmp_path / "run")["step"] == STEPS
 
 
 def test_broken_weights_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

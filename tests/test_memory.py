@@ -1,0 +1,113 @@
+"""Running out of memory: the batch stays, its pieces get smaller, on all ranks together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, flags, run_python
+
+from cifar10_accel import train as train_module
+from cifar10_accel.data.batches import BatchPlan
+from cifar10_accel.errors import OutOfResourcesError
+from cifar10_accel.metrics_log import read_metrics
+from cifar10_accel.models.custom_resnet import CustomResNet
+from cifar10_accel.settings import Settings
+from cifar10_accel.train import train
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, *, images: int, error: Exception) -> None:
+    """Makes the net fail, after its first half has run, for more images than that at once."""
+    forward = CustomResNet.forward
+
+    def limited(net: CustomResNet, inputs: torch.Tensor) -> torch.Tensor:
+        outputs = forward(net, inputs)
+        if net.training and len(inputs) > images:
+            raise error
+        return outputs
+
+    monkeypatch.setattr(CustomResNet, "forward", limited)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_pieces_are_halved_until_they_fit(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same run as with that accumulation from the start, bit for bit, with one line for each halving."""
+    settings = TINY | {"max_steps": 3}
+    train(Settings(**settings, grad_accum_steps=4, run_dir=tmp_path / "told"))
+    capsys.readouterr()
+    limit_memory(monkeypatch, images=15, error=error)
+    train(Settings(**settings, run_dir=tmp_path / "found"))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("out of memory")]
+    assert [line.split("pieces")[0].split()[-1] for line in said] == ["2", "4"]
+    told, found = (
+        (tmp_path / name / "checkpoints" / "step-000003" / "model.safetensors").read_bytes()
+        for name in ("told", "found")
+    )
+    assert told == found
+
+
+def test_one_image_that_does_not_fit_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_memory(monkeypatch, images=0, error=torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(OutOfResourcesError, match="one image at a time"):
+        train(Settings(**TINY, run_dir=tmp_path / "run"))
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 5)
+
+
+def test_another_error_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_memory(monkeypatch, images=0, error=RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(Settings(**TINY, run_dir=tmp_path / "run"))
+
+
+def test_running_out_later_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(train_module, "train_step", fails)
+    with pytest.raises(OutOfResourcesError, match=r"Tried to allocate 2.00 GiB\); raise --grad-accum-steps"):
+        train(Settings(**TINY, run_dir=tmp_path / "run"))
+
+
+def test_pieces_stay_equal() -> None:
+    plan = BatchPlan(num_images=100, batch_size=90, grad_accum_steps=1, num_processes=2, rank=0, seed=0)
+    counts = []
+    while plan:
+        counts.append(plan.grad_accum_steps)
+        plan = plan.finer()
+    assert counts == [1, 3, 9, 45]
+
+
+# Trains on two ranks, of which rank 1 has room for 10 images only.
+SMALL_RANK = """
+import os, sys, torch
+from cifar10_accel.models.custom_resnet import CustomResNet
+from cifar10_accel.train import main
+forward = CustomResNet.forward
+def limited(net, inputs):
+    if net.training and len(inputs) > 10 and os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return forward(net, inputs)
+CustomResNet.forward = limited
+main()
+"""
+
+
+def test_one_small_rank_makes_all_ranks_halve(tmp_path: Path) -> None:
+    (tmp_path / "small_rank.py").write_text(SMALL_RANK)
+    args = flags(TINY | {"run_dir": tmp_path / "run", "max_steps": 2})
+    done = run_python("small_rank.py", *args, cwd=tmp_path, num_processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("out of memory: ") == 2  # 30 images a rank, then 15, then 10
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "lr" in line] == [1, 2]
