@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -12,15 +13,18 @@ from accelerate import Accelerator
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PR_SET_PDEATHSIG = 1
+# Slurm signals every process, and launchers pass on what they get: one wish can arrive twice.
+SAME_SIGNAL_SECONDS = 1.0
 GPU_AGREEMENT_INTERVAL = 16  # updates between agreements where each one would stall the device
 
 
 class StopSignal:
-    """Context in which SIGTERM and SIGINT only raise a flag; the same signal again ends the process at once."""
+    """Context in which SIGTERM and SIGINT only raise a flag; the same one again, later, ends the process at once."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._received = 0
+        self._received_at = 0.0
         self._interval = 1 if accelerator.device.type == "cpu" else GPU_AGREEMENT_INTERVAL
 
     def __enter__(self) -> Self:
@@ -43,9 +47,11 @@ class StopSignal:
         return int(self._accelerator.gather(flag).max())
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        if self._received == number:
+        now = time.monotonic()
+        if self._received == number and now - self._received_at > SAME_SIGNAL_SECONDS:
             os._exit(128 + number)
-        self._received = number
+        if self._received != number:
+            self._received, self._received_at = number, now
 
 
 def die_with_launcher() -> None:
