@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cifar10_accel import __version__
+from cifar10_accel.errors import InputError
 from cifar10_accel.flags import exits_with_one_line, is_main_rank, settings_flags
 from cifar10_accel.recipes import recipe_names, recipe_path
 from cifar10_accel.settings import Settings
@@ -58,6 +59,46 @@ def evaluate(run_or_checkpoint: Path, as_json: bool, **given: str | None) -> Non
     console = Console(highlight=False)
     console.print(evaluation.table(f"{run_or_checkpoint}, {labelled(settings.dataset)} test set"))
     console.print(evaluation.headline(settings.dataset))
+
+
+@main.command(context_settings=WIDE)
+@click.argument("run_or_checkpoint", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="classes shown for each image")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option("--skip-bad", is_flag=True, help="exit with 0 although some files could not be read")
+@exits_with_one_line
+def predict(run_or_checkpoint: Path, images: tuple[Path, ...], top: int, form: str, skip_bad: bool) -> None:
+    """Predict the class of image files, of any size and kind, with a trained run."""
+    from rich.console import Console
+
+    from cifar10_accel import predict as verb
+
+    predictions = verb.predict(run_or_checkpoint, images, top=top)
+    if form == "table":
+        Console(highlight=False).print(verb.as_table(predictions))
+    else:
+        click.echo(verb.as_csv(predictions) if form == "csv" else verb.as_json(predictions))
+    faults = [prediction.fault for prediction in predictions if prediction.fault]
+    for fault in faults:
+        click.secho(f"error: {fault}", fg="red", err=True)
+    if faults and not skip_bad:
+        raise SystemExit(InputError.exit_code)
+
+
+@main.command(context_settings=WIDE)
+@click.argument("run_or_checkpoint", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["safetensors", "onnx", "torch-export", "hub"]), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="file to write; for hub a folder")
+@exits_with_one_line
+def export(run_or_checkpoint: Path, form: Any, out: Path) -> None:
+    """Write a trained net for other programs; kept only if it behaves like the original on the test images."""
+    from cifar10_accel import export as verb
+
+    parity = verb.export(run_or_checkpoint, out, form=form)
+    click.echo(f"{out}: {parity}")
+    if form == "hub":
+        click.echo(f"to publish it: hf upload USER/NAME {out}")
 
 
 @main.command("lr-range", context_settings=WIDE)

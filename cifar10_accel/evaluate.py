@@ -4,10 +4,9 @@ from pathlib import Path
 
 from cifar10_accel import checkpoint
 from cifar10_accel.data.cifar10 import load
-from cifar10_accel.errors import InputError
 from cifar10_accel.launch import make_accelerator
 from cifar10_accel.results import Evaluation, evaluate_all
-from cifar10_accel.run_folder import RunFolder
+from cifar10_accel.run_folder import locate_checkpoint
 from cifar10_accel.settings import Settings
 from cifar10_accel.training_state import build_net
 
@@ -19,23 +18,10 @@ def evaluate(source: Path, *, overrides: dict[str, str]) -> tuple[Evaluation, Se
     Averaged weights are used if the run has them. Changes nothing on disk. All ranks must call this;
     raises `InputError` for a folder that is neither.
     """
-    run, path = _locate(source)
+    run, path = locate_checkpoint(source)
     settings = Settings(**(run.settings().model_dump(mode="json") | overrides))
     accelerator = make_accelerator(settings)
     dataset = load(settings, seed=settings.seed)
     net = build_net(settings, accelerator, num_classes=len(dataset.class_names))
     checkpoint.load_into(net, checkpoint.load(path).evaluated, source=path)
     return evaluate_all(accelerator, net, dataset, settings), settings
-
-
-def _locate(source: Path) -> tuple[RunFolder, Path]:
-    """The run folder and the checkpoint that a path means."""
-    if source.parent.name == "checkpoints":
-        return RunFolder(source.parent.parent), source
-    run = RunFolder(source)
-    newest = checkpoint.newest(run.checkpoints)
-    if newest is None:
-        raise InputError(
-            f"{source}: no checkpoint there; give a run folder that training made, or one of its checkpoints"
-        )
-    return run, newest

@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cifar10_accel import checkpoint
 from cifar10_accel.errors import InputError, Preempted, SettingsError, UserError
 from cifar10_accel.recipes import read_yaml
 from cifar10_accel.settings import Settings
@@ -127,6 +128,22 @@ class RunFolder:
                 f"run_dir: {self.path} holds a run with other settings ({'; '.join(changes)}); "
                 "give another --run-name, or the settings of that run to continue it"
             )
+
+
+def locate_checkpoint(source: Path) -> tuple[RunFolder, Path]:
+    """The run folder and the checkpoint that a path means: a run folder (its newest), or a checkpoint in one.
+
+    Raises `InputError` for a folder that is neither.
+    """
+    if source.parent.name == "checkpoints":
+        return RunFolder(source.parent.parent), source
+    run = RunFolder(source)
+    newest = checkpoint.newest(run.checkpoints)
+    if newest is None:
+        raise InputError(
+            f"{source}: no checkpoint there; give a run folder that training made, or one of its checkpoints"
+        )
+    return run, newest
 
 
 def environment() -> dict[str, Any]:

@@ -66,7 +66,7 @@ def train(settings: Settings) -> dict[str, Any]:
     # 4. The loop: one iteration is one update.
     is_main = accelerator.is_main_process
     checkpoint_steps = max(1, round(settings.checkpoint_every * plan.steps_per_epoch))
-    journal = _open_journal(state, plan, settings, folder, stop_step=stop_step)
+    journal = _open_journal(state, plan, settings, folder, dataset.class_names, stop_step=stop_step)
     with folder.status(is_main=is_main), out_of_memory_explained(), journal, StopSignal(accelerator) as signal:
         plan = fit_in_memory(state, dataset.train, plan, settings)
         state.watch.start()
@@ -115,10 +115,11 @@ def main(**flags: Any) -> None:
 
 
 def _open_journal(
-    state: TrainingState, plan: BatchPlan, settings: Settings, folder: RunFolder, *, stop_step: int
-) -> Journal:
+    state: TrainingState, plan: BatchPlan, settings: Settings, folder: RunFolder, classes: tuple[str, ...],
+    *, stop_step: int,
+) -> Journal:  # fmt: skip
     accelerator = state.accelerator
-    around = environment() | launched_as(accelerator)
+    around = environment() | launched_as(accelerator) | {"classes": classes}
     if accelerator.is_main_process:
         folder.write_json("environment.json", around)
     console = RunConsole(

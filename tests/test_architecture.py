@@ -12,8 +12,8 @@ FLOORS = [
     {"settings"},
     {"flags", "launch", "data", "models", "optim", "run_folder", "pictures", "tracking"},
     {"engine", "training_state"},
-    {"journal", "results", "memory"},
-    {"train", "evaluate", "lr_range", "preview"},
+    {"journal", "results", "memory", "classifier"},
+    {"train", "evaluate", "lr_range", "preview", "predict", "export"},
     {"cli"},
     {"__main__"},
 ]

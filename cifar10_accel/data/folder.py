@@ -31,7 +31,7 @@ def read(data_dir: Path) -> tuple[tuple[str, ...], Arrays, Arrays]:
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """One image file as (32, 32, 3) uint8 RGB, upright, squeezed to 32x32 if it has another size.
+    """One image file as (32, 32, 3) uint8 RGB, upright, resized and centre-cropped to 32x32 if it has another size.
 
     Transparency is laid over white, 16-bit grey is reduced to 8. Raises `InputError` that names a
     file which is missing, no image, damaged or too large.
@@ -82,4 +82,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     image = image.convert("RGB")
-    return image if image.size == (SIDE, SIDE) else image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return image if image.size == (SIDE, SIDE) else ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BICUBIC)
