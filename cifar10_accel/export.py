@@ -1,9 +1,11 @@
 """Writes a trained run in the forms that other programs read, each checked against the net before it is kept."""
 
+import io
 import json
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,8 +104,10 @@ def _write_safetensors(net: Classifier, run: RunFolder, path: Path) -> Function:
 def _write_torch_export(net: Classifier, run: RunFolder, path: Path) -> Function:
     """A graph that torch.export.load runs without this package."""
     program = torch.export.export(net, _example(), dynamic_shapes=_any_number())
-    torch.export.save(program, path)
-    return torch.export.load(path).module()
+    with path.open("wb") as file:  # a path would have to end in .pt2
+        torch.export.save(program, file)
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
 
 
 def _write_onnx(net: Classifier, run: RunFolder, path: Path) -> Function:
@@ -127,7 +131,8 @@ def _write_hub(net: Classifier, run: RunFolder, folder: Path) -> Function:
     values = {"summary": run.read_json("summary.json"), "settings": run.settings(), "environment": run.read_json(
         "environment.json"), "class_names": net.class_names}  # fmt: skip
     (folder / "README.md").write_text(card.render(**values))
-    return Classifier.from_pretrained(folder).eval()
+    with redirect_stdout(io.StringIO()):  # it says where it reads from
+        return Classifier.from_pretrained(folder).eval()
 
 
 def _example() -> tuple[Tensor]:
