@@ -1,10 +1,12 @@
 """Stop signals: noticed at once, obeyed by all ranks together between two updates."""
 
-import ctypes
 import os
+import select
 import signal
-import sys
+import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -12,19 +14,21 @@ import torch
 from accelerate import Accelerator
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-PR_SET_PDEATHSIG = 1
-# Slurm signals every process, and launchers pass on what they get: one wish can arrive twice.
-SAME_SIGNAL_SECONDS = 1.0
+ECHO_SECONDS = 1.0  # a process group is told to stop, and its launcher passes it on: that is one stop
 GPU_AGREEMENT_INTERVAL = 16  # updates between agreements where each one would stall the device
 
 
 class StopSignal:
-    """Context in which SIGTERM and SIGINT only raise a flag; the same one again, later, ends the process at once."""
+    """Context in which SIGTERM and SIGINT only raise a flag; the same signal again ends the process at once.
+
+    Where a launcher may pass the signal on to a process that already has it, again means a second later.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._received = 0
         self._received_at = 0.0
+        self._echo_seconds = ECHO_SECONDS if _is_launched() else 0.0
         self._interval = 1 if accelerator.device.type == "cpu" else GPU_AGREEMENT_INTERVAL
 
     def __enter__(self) -> Self:
@@ -47,18 +51,41 @@ class StopSignal:
         return int(self._accelerator.gather(flag).max())
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._received == number and now - self._received_at > SAME_SIGNAL_SECONDS:
+        if self._received == number and time.monotonic() > self._received_at + self._echo_seconds:
             os._exit(128 + number)
         if self._received != number:
-            self._received, self._received_at = number, now
+            self._received, self._received_at = number, time.monotonic()
 
 
 def die_with_launcher() -> None:
-    """Asks Linux to send SIGTERM here when the parent dies: `accelerate launch` passes no signal on.
+    """Makes Linux send SIGTERM here when the launcher dies, or the agent of a W&B sweep that started the launcher.
 
-    Without it, ending the launcher leaves the training running with nobody to own it. Only a child
-    of a launcher asks for it, so that `nohup` and shells keep their usual meaning.
+    `accelerate launch` passes no signal on, torchrun cannot pass on a SIGKILL, and `wandb agent` dies of a
+    signal without a word to what it runs (unless it has --forward-signals): the training would go on with
+    nobody to own it. One that nobody launched keeps what `nohup` and shells mean. Without effect on other
+    systems, and for a death before this call.
     """
-    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    is_in_sweep = "WANDB_SWEEP_ID" in os.environ
+    owners = [os.getppid()] if _is_launched() or is_in_sweep else []
+    if _is_launched() and is_in_sweep:
+        owners += _parents_of(owners[0])
+    if owners and hasattr(os, "pidfd_open"):
+        with suppress(OSError):  # a kernel without them, or an owner that has just died
+            descriptors = [os.pidfd_open(owner) for owner in owners]
+            threading.Thread(target=_stop_with_the_first, args=(descriptors,), daemon=True).start()
+
+
+def _is_launched() -> bool:
+    return not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}.isdisjoint(os.environ)
+
+
+def _parents_of(process: int) -> list[int]:
+    """The parent of a process, unless that is the init of the machine."""
+    stat = Path(f"/proc/{process}/stat").read_text()
+    parent = int(stat.rpartition(")")[2].split()[1])
+    return [parent] if parent > 1 else []
+
+
+def _stop_with_the_first(descriptors: list[int]) -> None:
+    select.select(descriptors, [], [])
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -67,7 +67,8 @@ def train(settings: Settings) -> dict[str, Any]:
     is_main = accelerator.is_main_process
     checkpoint_steps = max(1, round(settings.checkpoint_every * plan.steps_per_epoch))
     journal = _open_journal(state, plan, settings, folder, dataset.class_names, stop_step=stop_step)
-    with folder.status(is_main=is_main), out_of_memory_explained(), journal, StopSignal(accelerator) as signal:
+    # The stop signal is outermost: it must not cut off what the others do on the way out.
+    with StopSignal(accelerator) as signal, folder.status(is_main=is_main), out_of_memory_explained(), journal:
         plan = fit_in_memory(state, dataset.train, plan, settings)
         state.watch.start()
         for batches in training_batches(

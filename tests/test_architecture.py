@@ -7,18 +7,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cifar10_accel"
 FLOORS = [
-    {"errors", "randomness", "schedule", "stopwatch", "processes", "trials"},
-    {"recipes", "metrics_log", "predictions", "checkpoint", "console", "interrupt"},
+    {"errors", "randomness", "schedule", "stopwatch", "processes", "trials", "mirrors"},
+    {"recipes", "metrics_log", "predictions", "checkpoint", "console", "interrupt", "wandb_api"},
     {"settings"},
-    {"flags", "launch", "data", "models", "optim", "run_folder", "pictures", "tracking"},
-    {"engine", "training_state"},
+    {"flags", "launch", "data", "models", "optim", "run_folder", "pictures", "wandb_mirror"},
+    {"engine", "training_state", "tracking"},
     {"journal", "results", "memory", "classifier"},
-    {"train", "evaluate", "lr_range", "preview", "predict", "export"},
+    {"train", "evaluate", "lr_range", "preview", "predict", "export", "sweep", "wandb_report"},
     {"cli"},
     {"__main__"},
 ]
 DOORS = {
-    "wandb": {"tracking"},
+    "wandb": {"wandb_mirror", "wandb_api"},
+    "wandb_workspaces": {"wandb_report"},
     "albumentations": {"data.augment", "data.lowering", "data.lowering_geometry", "data.lowering_pixels"},
     "click": {"cli", "flags", "train"},
     "pydantic": {"settings", "flags"},

@@ -1,31 +1,83 @@
-"""Stop signals in one process; tests/test_distributed.py has the ones that need several."""
+"""Stop signals: told twice is told once, and who loses the one that started it stops too."""
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
+from conftest import REPOSITORY
 
 from cifar10_accel import interrupt
 from cifar10_accel.interrupt import StopSignal
 
-ALONE: Any = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+# Three generations, as `wandb agent`, `accelerate launch` and a rank; the last one waits for its SIGTERM.
+FAMILY = """
+import os, signal, subprocess, sys, time
+generation = int(sys.argv[1])
+open(f"pid{generation}", "w").write(str(os.getpid()))
+if generation < 2:
+    subprocess.run([sys.executable, __file__, str(generation + 1)])
+else:
+    from cifar10_accel.interrupt import die_with_launcher
+    signal.signal(signal.SIGTERM, lambda *_: (open("stopped", "w").close(), sys.exit()))
+    die_with_launcher()
+    open("ready", "w").close()
+    time.sleep(60)
+"""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_that_arrives_twice_at_once_is_one_wish(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From Slurm and from the launcher, say. Later it is another one: somebody wants an end now."""
-    ends: list[int] = []
-    monkeypatch.setattr(os, "_exit", ends.append)
-    before = signal.getsignal(number)
-    with StopSignal(ALONE) as stop:
-        assert stop.agreed(1) == 0
-        os.kill(os.getpid(), number)
-        os.kill(os.getpid(), number)
-        assert (stop.agreed(2), ends) == (number, [])
-        monkeypatch.setattr(interrupt, "SAME_SIGNAL_SECONDS", -1.0)
-        os.kill(os.getpid(), number)
-        assert ends == [128 + number]
-    assert signal.getsignal(number) is before
+def received_twice(monkeypatch: pytest.MonkeyPatch, *, seconds_between: float) -> list[int]:
+    """The exit codes with which a process ends at once that gets SIGTERM twice."""
+    exits: list[int] = []
+    now = [100.0]
+    monkeypatch.setattr(os, "_exit", exits.append)
+    monkeypatch.setattr(interrupt, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    accelerator: Any = SimpleNamespace(device=SimpleNamespace(type="cpu"), num_processes=1)
+    with StopSignal(accelerator) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        now[0] += seconds_between
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agreed(1) == signal.SIGTERM
+    return exits
+
+
+def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert received_twice(monkeypatch, seconds_between=0.01) == [143]
+
+
+def test_a_launcher_that_passes_on_what_its_group_has_got_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert received_twice(monkeypatch, seconds_between=0.2) == []
+    assert received_twice(monkeypatch, seconds_between=2.0) == [143]
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux tells when another process dies")
+@pytest.mark.parametrize(
+    ("killed", "variables"),
+    [
+        ("pid1", {"ACCELERATE_MIXED_PRECISION": "no"}),
+        ("pid0", {"TORCHELASTIC_RUN_ID": "x", "WANDB_SWEEP_ID": "s"}),
+    ],
+)
+def test_a_training_stops_with_its_launcher_and_in_a_sweep_with_the_agent(
+    killed: str, variables: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "family.py").write_text(FAMILY)
+    environment = os.environ | variables | {"PYTHONPATH": str(REPOSITORY)}
+    agent = subprocess.Popen([sys.executable, "family.py", "0"], cwd=tmp_path, env=environment)
+    wait_for(tmp_path / "ready", seconds=60)
+    os.kill(int((tmp_path / killed).read_text()), signal.SIGKILL)
+    wait_for(tmp_path / "stopped", seconds=10)
+    agent.wait(10)
+
+
+def wait_for(path: Path, *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path.name} after {seconds:g} s"
+        time.sleep(0.05)

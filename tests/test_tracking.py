@@ -59,7 +59,7 @@ def test_a_signal_is_not_taken_for_a_failure_of_the_mirror(tmp_path: Path, monke
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cifar10_accel.tracking._TensorBoardMirror.__init__", interrupted)
+    monkeypatch.setattr("cifar10_accel.tracking.TensorBoardMirror.__init__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         record_run(tracker_for(tmp_path / "run", tracker="tensorboard"))
 

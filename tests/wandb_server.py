@@ -1,25 +1,41 @@
-"""A stand-in for W&B's server on loopback: as much of it as recording the metrics of a run takes, and its outages."""
+"""A stand-in for W&B's server on loopback that the real client talks to, and its outages."""
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
-ENTITY = {"id": "RTox", "name": "me"}
-PROJECT = {"id": "UDox", "name": "p", "entity": ENTITY}
+from wandb_backend import Backend
+from wandb_records import Rows, Run
 
 
 class WandbServer(ThreadingHTTPServer):
-    """Keeps what runs stream to it: `history[run id]` is its rows. It has no artifacts, so no tables."""
+    """Answers as its backend does, until something is to go wrong.
 
-    def __init__(self, *, always: tuple[int, Any] | None) -> None:
+    always: the same (status, answer) to everything. num_requests: how many it answers; on every further
+    one it hangs up in the middle of the answer or, if it `exits`, is gone.
+    """
+
+    def __init__(
+        self, *, always: tuple[int, Any] | None = None, num_requests: float = float("inf"), exits: bool = False
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.always = always
-        self.history: dict[str, list[dict[str, Any]]] = {}
+        self.requests_left = num_requests
+        self.exits = exits
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.backend = Backend(self.url)
+        self.lock = threading.Lock()
+
+    @property
+    def history(self) -> dict[str, Rows]:
+        """The rows of each run."""
+        return {name: run.history for name, run in self.backend.runs.items()}
 
     def handle_error(self, *_: Any) -> None:
         """A client that hangs up is no news."""
@@ -31,64 +47,48 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.server.always:
-            self._reply(self.server.always[1], status=self.server.always[0])
-        elif self.path == "/graphql":
-            asked = json.loads(body)
-            self._reply({"data": self._answer(asked.get("operationName") or asked["query"], asked.get("variables"))})
-        elif self.path.endswith("/file_stream"):
-            self._store(json.loads(body).get("files", {}).get("wandb-history.jsonl"))
-            self._reply({})
-        else:
-            self._reply({})
+        with self.server.lock:
+            self.server.requests_left -= 1
+            if self.server.requests_left < 0:
+                return self._hang_up()
+            status, answer = self.server.always or (200, self._answer(body))
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _hang_up(self) -> None:
+        """Leaves in the middle of an answer, having done nothing of what was asked."""
+        self.close_connection = True
+        if self.server.exits:
+            self.server.socket.close()
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Le")
 
     do_PUT = do_POST
 
-    def _store(self, lines: dict[str, Any] | None) -> None:
-        """Rows go where the client says, over what is there: one that forgets where a run stopped loses rows."""
-        if lines:
-            rows = self.server.history.setdefault(self.path.split("/")[-2], [])
-            rows[lines["offset"] :] = [json.loads(line) for line in lines["content"]]
-
-    def _answer(self, operation: str, variables: Any) -> dict[str, Any]:
-        if "UpsertBucket" in operation:
-            run = {"id": "Ujox", "name": variables["name"], "displayName": "first", "config": "{}", "project": PROJECT}
-            return {"upsertBucket": {"bucket": run | {"historyLineCount": 0}, "inserted": True}}
-        if "CreateRunFiles" in operation:
-            files = [{"name": name, "uploadUrl": f"{self.server.url}/upload/{name}"} for name in variables["files"]]
-            return {"createRunFiles": {"runID": "Ujox", "uploadHeaders": [], "files": files}}
-        if "Viewer" in operation:
-            return {"viewer": {"id": "VTox", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
-        if "RunResumeStatus" in operation:
-            return {"model": PROJECT | {"bucket": self._resumable(variables["name"])}}
+    def _answer(self, body: bytes) -> Any:
+        backend, path = self.server.backend, unquote(self.path)
+        if path == "/graphql":
+            asked = json.loads(body)
+            operation = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
+            return {"data": backend.answer(operation[1] if operation else "", asked.get("variables") or {})}
+        if path.endswith("/file_stream"):
+            run = path.split("/")[-2]
+            return backend.stream(backend.runs.setdefault(run, Run(run)), json.loads(body))
+        if path.startswith("/upload/"):
+            backend.uploads[path.removeprefix("/upload/")] = body
         return {}
-
-    def _resumable(self, run_id: str) -> dict[str, Any] | None:
-        """What a client wants to know of a run that it is to continue."""
-        if not (rows := self.server.history.get(run_id)):
-            return None
-        run = {"id": "Ujox", "name": run_id, "displayName": "first", "config": "{}", "tags": []}
-        counts = {"historyLineCount": len(rows), "eventsLineCount": 0, "logLineCount": 0}
-        last = json.dumps(rows[-1])
-        tails = {"historyTail": json.dumps([last]), "eventsTail": "[]", "summaryMetrics": last}
-        return run | counts | tails | {"wandbConfig": '{"t": 1}'}
-
-    def _reply(self, answer: Any, *, status: int = 200) -> None:
-        body = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         pass
 
 
 @contextmanager
-def serving(*, always: tuple[int, Any] | None = None) -> Iterator[WandbServer]:
-    """A server, or one with always the same (status, answer); after it, its port refuses connections."""
-    server = WandbServer(always=always)
+def serving(**faults: Any) -> Iterator[WandbServer]:
+    """A server with the faults that it is given (see there); after it, its port refuses connections."""
+    server = WandbServer(**faults)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield server
@@ -113,6 +113,13 @@ def answering_500() -> Iterator[str]:
 
 
 @contextmanager
+def answering_401() -> Iterator[str]:
+    """The URL of a server that knows nobody."""
+    with serving(always=(401, {"errors": [{"message": "invalid API key"}]})) as server:
+        yield server.url
+
+
+@contextmanager
 def answering_nonsense() -> Iterator[str]:
     """The URL of a server that says yes to everything and means nothing by it."""
     with serving(always=(200, {"data": {"upsertBucket": {}, "model": {"bucket": {}}}})) as server:
@@ -124,3 +131,17 @@ def hanging() -> Iterator[str]:
     """The URL of a port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=50) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def dying(after: int) -> Iterator[str]:
+    """The URL of a server that, after so many requests, is there no more."""
+    with serving(num_requests=after, exits=True) as server:
+        yield server.url
+
+
+@contextmanager
+def hanging_up(after: int) -> Iterator[str]:
+    """The URL of a server that, after so many requests, hangs up in the middle of every answer."""
+    with serving(num_requests=after) as server:
+        yield server.url

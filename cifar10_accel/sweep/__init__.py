@@ -1,0 +1,1 @@
+"""Sweeps: W&B's sweep files, run on this machine (and its neighbours) without W&B."""

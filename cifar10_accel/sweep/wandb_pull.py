@@ -1,0 +1,61 @@
+"""The trials of a sweep that W&B ran, in the form in which local ones are kept."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from cifar10_accel.errors import InputError
+from cifar10_accel.trials import Parameter, State, Trial
+from cifar10_accel.wandb_api import connected
+
+MAX_CURVE_POINTS = 1000  # W&B samples longer histories
+STATES: Mapping[str, State] = {
+    "finished": "finished",
+    "running": "running",
+    "pending": "running",
+    "preempting": "stopped",
+    "preempted": "stopped",
+}
+
+
+def pull(path: str) -> tuple[list[Trial], str, Literal["maximize", "minimize"]]:
+    """The trials of the sweep 'entity/project/sweep-id', the metric that it searches by, and its goal.
+
+    Trials are numbered from 0 in the order of their creation. What W&B's early termination or its stop
+    button ended counts as failed: W&B does not tell it from a crash. Raises `InputError` if there is no
+    such sweep, it searches by no metric, nobody is logged in, or the server does not answer.
+    """
+    entity, project, sweep_id = _parts(path)
+    with connected(path) as api:
+        config = api.sweep(path).config
+        runs = api.runs(f"{entity}/{project}", filters={"sweep": sweep_id}, order="+created_at", lazy=False)
+        metric = config.get("metric", {})
+        if "name" not in metric:
+            raise InputError(f"{path}: the sweep names no metric, so its trials cannot be compared")
+        searched = [name for name, given in config["parameters"].items() if "value" not in given]
+        trials = [_trial(number, run, searched, metric["name"]) for number, run in enumerate(runs)]
+    return trials, metric["name"], metric.get("goal", "minimize")
+
+
+def _parts(path: str) -> list[str]:
+    parts = path.split("/")
+    if len(parts) != 3 or not all(parts):
+        raise InputError(f"{path}: no sweep of W&B has this form; give entity/project/sweep-id")
+    return parts
+
+
+def _trial(number: int, run: Any, searched: list[str], metric: str) -> Trial:
+    state = STATES.get(run.state, "failed")
+    rows = run.history(keys=[metric], x_axis="epoch", samples=MAX_CURVE_POINTS, pandas=False)
+    curve = tuple((float(row["epoch"]), float(row[metric])) for row in rows)
+    value = run.summary.get(metric, curve[-1][1] if curve else None)
+    parameters: dict[str, Parameter] = {name: run.config[name] for name in searched if name in run.config}
+    return Trial(
+        number=number,
+        state=state,
+        parameters=parameters,
+        value=None if value is None else float(value),
+        curve=curve,
+        seconds=float(run.summary.get("_runtime", 0.0)),
+        where=run.url,
+        reason=f"{run.state} in W&B" if state == "failed" else "",
+    )
