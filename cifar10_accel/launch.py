@@ -74,14 +74,15 @@ def launched_as(accelerator: Accelerator) -> dict[str, Any]:
 def _check_cpu_precision(accelerator: Accelerator) -> None:
     if accelerator.mixed_precision == "fp16":
         raise SettingsError("precision: 'fp16' on a CPU would silently be fp32; give --precision no (or bf16)")
-    if accelerator.mixed_precision == "bf16" and accelerator.is_main_process and not _has_bf16_instructions():
+    if accelerator.mixed_precision == "bf16" and accelerator.is_main_process and not has_bf16_instructions():
         print(
             "warning: bf16 on a CPU without bf16 instructions is many times slower; give --precision no",
             file=sys.stderr,
         )
 
 
-def _has_bf16_instructions() -> bool:
+def has_bf16_instructions() -> bool:
+    """Whether this CPU computes bf16 itself; without that it is emulated, many times slower than fp32."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 

@@ -23,7 +23,6 @@ from cifar10_accel.interrupt import StopSignal, die_with_launcher
 from cifar10_accel.journal import Journal, Metrics
 from cifar10_accel.launch import launched_as, make_accelerator, on_main, training_dtype, without_auto
 from cifar10_accel.memory import fit_in_memory, out_of_memory_explained
-from cifar10_accel.randomness import seed_for
 from cifar10_accel.results import evaluate_all, labelled, write_results
 from cifar10_accel.run_folder import RunFolder, environment
 from cifar10_accel.schedule import OneCycle
@@ -136,9 +135,9 @@ def _open_journal(
 
 
 def _update(state: TrainingState, batches: list[Batch], folder: RunFolder, *, lr: float, settings: Settings) -> None:
-    """One optimizer update; whatever a layer draws is a function of (seed, step, rank)."""
+    """One optimizer update; a loss or gradient that is not finite stops it, with its images named."""
     accelerator = state.accelerator
-    torch.manual_seed(seed_for(settings.seed, "update", state.step, accelerator.process_index) >> 1)
+    state.seed_update(settings.seed)
     try:
         state.since_line += train_step(
             accelerator, state.model, state.optimizer, batches, lr=lr, settings=settings, average=state.average

@@ -36,6 +36,10 @@ class TrainingState:
         """The net whose accuracy counts: the averaged one if weights are averaged."""
         return self.net if self.average is None else self.average.module
 
+    def seed_update(self, seed: int) -> None:
+        """Makes whatever a layer draws in the next update a function of (seed, step, rank)."""
+        torch.manual_seed(seed_for(seed, "update", self.step, self.accelerator.process_index) >> 1)
+
     def capture(self) -> State:
         """A copy on the CPU that `restore` continues from. All ranks must call this; rank 0's is the one to save."""
         self.since_line = self.accelerator.reduce(self.since_line)

@@ -88,7 +88,7 @@ def _start_wandb(settings: TrackingSettings, run_dir: Path, run_name: str) -> Wa
         return started(WandBTracker(settings.wandb_project, mode=mode, dir=str(run_dir), settings=quietly, **identity))
 
     try:
-        return start(_wandb_mode(settings.wandb_mode))
+        return start(wandb_mode(settings.wandb_mode))
     except Exception as error:
         warn(f"W&B cannot be used as wanted ({in_one_line(error)}); it records this run offline")
     with suppress(Exception):  # the client's service holds the run's id, or has died of what the server said
@@ -116,7 +116,14 @@ def _let_tables_survive_an_outage(run: Any) -> None:
         run._log_artifact = log_artifact
 
 
-def _wandb_mode(wanted: str) -> str:
+def wandb_server() -> str:
+    """The URL of the W&B server that runs of this user go to."""
+    import wandb
+
+    return str(wandb.setup().settings.base_url)
+
+
+def wandb_mode(wanted: str) -> str:
     """The mode to start W&B in: never one in which it would ask for a key. Raises if online is wanted without one."""
     import wandb
     from wandb.sdk.lib import wbauth

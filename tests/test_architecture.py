@@ -7,13 +7,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cifar10_accel"
 FLOORS = [
-    {"errors", "randomness", "schedule", "stopwatch", "processes", "trials", "mirrors"},
-    {"recipes", "metrics_log", "predictions", "checkpoint", "console", "interrupt", "wandb_api"},
+    {"errors", "randomness", "schedule", "stopwatch", "processes", "trials", "mirrors", "spread"},
+    {"recipes", "metrics_log", "predictions", "checkpoint", "console", "interrupt", "wandb_api", "children"},
     {"settings"},
     {"flags", "launch", "data", "models", "optim", "run_folder", "pictures", "wandb_mirror"},
     {"engine", "training_state", "tracking"},
-    {"journal", "results", "memory", "classifier"},
+    {"journal", "results", "memory", "classifier", "checks", "speed"},
     {"train", "evaluate", "lr_range", "preview", "predict", "export", "sweep", "wandb_report"},
+    {"trace", "verify_parallel", "verify_resume", "doctor", "repeat"},
     {"cli"},
     {"__main__"},
 ]
@@ -21,7 +22,7 @@ DOORS = {
     "wandb": {"wandb_mirror", "wandb_api"},
     "wandb_workspaces": {"wandb_report"},
     "albumentations": {"data.augment", "data.lowering", "data.lowering_geometry", "data.lowering_pixels"},
-    "click": {"cli", "flags", "train"},
+    "click": {"cli", "flags", "train", "trace"},
     "pydantic": {"settings", "flags"},
     "pydantic_settings": {"settings"},
     "yaml": {"settings", "recipes"},

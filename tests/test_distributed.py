@@ -18,43 +18,15 @@ from cifar10_accel.launch import make_accelerator
 from cifar10_accel.metrics_log import read_metrics
 from cifar10_accel.settings import Settings
 
-# Prints, for each update, its LR, the images of the global batch in order and a hash of their pixels.
-TRACE = """
-import hashlib, json, sys
-import torch
-from accelerate.utils import gather
-from cifar10_accel.data.batches import BatchPlan, training_batches
-from cifar10_accel.data.cifar10 import load
-from cifar10_accel.launch import make_accelerator
-from cifar10_accel.settings import Settings
-from cifar10_accel.train import one_cycle
-settings = Settings(**json.loads(sys.argv[1]))
-accelerator = make_accelerator(settings)
-dataset = load(settings, seed=settings.seed)
-plan = BatchPlan.of(settings, accelerator, num_images=len(dataset.train))
-schedule = one_cycle(settings, steps_per_epoch=plan.steps_per_epoch)
-trace = []
-batches = training_batches(dataset.train, plan, settings, start_step=0, stop_step=12,
-                           device=accelerator.device, dtype=torch.float32)
-for step, parts in enumerate(batches):
-    indices = [gather(part.indices) for part in parts]
-    images = [gather(part.images.contiguous()) for part in parts]
-    pixels = hashlib.sha256(torch.cat(images).numpy().tobytes()).hexdigest()
-    trace.append([schedule.lr_at(step), torch.cat(indices).tolist(), pixels])
-if accelerator.is_main_process:
-    print(json.dumps({"processes": accelerator.num_processes, "trace": trace}))
-"""
-
 
 def trace(cwd: Path, *, num_processes: int, **changes: Any) -> list[Any]:
-    """The trace of a run on so many processes; fails if it did not get them."""
-    program = cwd / "trace.py"
-    program.write_text(TRACE)
-    done = run_python(str(program), json.dumps(TINY | changes), cwd=cwd, num_processes=num_processes)
+    """LR, images in order and hash of the pixels of each update on so many processes; fails if it did not get them."""
+    args = ["-m", "cifar10_accel.trace", "--out=trace.jsonl", "--steps=12", *flags(TINY | changes)]
+    done = run_python(*args, cwd=cwd, num_processes=num_processes)
     assert done.returncode == 0, done.stderr
-    printed = json.loads(done.stdout.splitlines()[-1])
-    assert printed["processes"] == num_processes
-    return list(printed["trace"])
+    launched, *lines = map(json.loads, (cwd / "trace.jsonl").read_text().splitlines())
+    assert launched["processes"] == num_processes
+    return [[line["lr"], line["indices"], line["pixels"]] for line in lines]
 
 
 @pytest.mark.parametrize(
