@@ -18,6 +18,7 @@ from cifar10_accel.settings import Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
+WIDE = {"max_content_width": 120}  # context settings of a command whose help has one line per setting
 NEGATED = "not__"  # prefix of the parameter behind a --no-x flag
 
 

@@ -28,7 +28,7 @@ from cifar10_accel.data.cifar10 import available
 from cifar10_accel.data.shared import load_shared
 from cifar10_accel.engine import train_step
 from cifar10_accel.errors import SettingsError
-from cifar10_accel.flags import exits_with_one_line, settings_flags
+from cifar10_accel.flags import WIDE, exits_with_one_line, settings_flags
 from cifar10_accel.interrupt import die_with_launcher
 from cifar10_accel.launch import launched_as, make_accelerator, on_main, training_dtype, without_auto
 from cifar10_accel.settings import Settings
@@ -64,7 +64,7 @@ def trace(settings: Settings, *, num_steps: int) -> Iterator[dict[str, Any]]:
         state.step += 1
 
 
-@click.command(context_settings={"max_content_width": 120})
+@click.command(context_settings=WIDE)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="file for the lines")
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="updates")
 @settings_flags

@@ -18,7 +18,7 @@ from cifar10_accel.data.cifar10 import Dataset, available
 from cifar10_accel.data.shared import load_shared
 from cifar10_accel.engine import evaluate_pass, require_finite, train_step
 from cifar10_accel.errors import NonFiniteError, OutOfResourcesError, Preempted
-from cifar10_accel.flags import exits_with_one_line, settings_flags
+from cifar10_accel.flags import WIDE, exits_with_one_line, settings_flags
 from cifar10_accel.interrupt import StopSignal, die_with_launcher
 from cifar10_accel.journal import Journal, Metrics
 from cifar10_accel.launch import launched_as, make_accelerator, on_main, training_dtype, without_auto
@@ -104,7 +104,7 @@ def one_cycle(settings: Settings, *, steps_per_epoch: int) -> OneCycle:
     )
 
 
-@click.command(context_settings={"max_content_width": 120})
+@click.command(context_settings=WIDE)
 @settings_flags
 @exits_with_one_line
 def main(**flags: Any) -> None:

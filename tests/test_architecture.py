@@ -10,7 +10,7 @@ FLOORS = [
     {"errors", "randomness", "schedule", "stopwatch", "processes", "trials", "mirrors", "spread"},
     {"recipes", "metrics_log", "predictions", "checkpoint", "console", "interrupt", "wandb_api", "children"},
     {"settings"},
-    {"flags", "launch", "data", "models", "optim", "run_folder", "pictures", "wandb_mirror"},
+    {"flags", "launch", "data", "models", "optim", "run_folder", "pictures", "pages", "wandb_mirror"},
     {"engine", "training_state", "tracking"},
     {"journal", "results", "memory", "classifier", "checks", "speed"},
     {"train", "evaluate", "lr_range", "preview", "predict", "export", "sweep", "wandb_report"},
@@ -22,11 +22,12 @@ DOORS = {
     "wandb": {"wandb_mirror", "wandb_api"},
     "wandb_workspaces": {"wandb_report"},
     "albumentations": {"data.augment", "data.lowering", "data.lowering_geometry", "data.lowering_pixels"},
-    "click": {"cli", "flags", "train", "trace"},
+    "click": {"cli", "cli.checking", "cli.data", "flags", "train", "trace", "sweep.commands"},
     "pydantic": {"settings", "flags"},
     "pydantic_settings": {"settings"},
-    "yaml": {"settings", "recipes"},
+    "yaml": {"settings", "recipes", "sweep.results", "sweep.bounds"},
     "matplotlib": {"pictures"},
+    "optuna": {"sweep.search", "sweep.storage", "sweep.importance"},
 }
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

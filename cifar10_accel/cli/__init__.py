@@ -1,20 +1,20 @@
 """The command `cifar10-accel`: a group of verbs. Bodies import what they need, so that help is instant."""
 
 import json
-import secrets
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cifar10_accel import __version__
+from cifar10_accel.cli.checking import doctor, repeat, verify_parallel, verify_resume
+from cifar10_accel.cli.data import data
 from cifar10_accel.errors import InputError
-from cifar10_accel.flags import exits_with_one_line, is_main_rank, settings_flags
+from cifar10_accel.flags import WIDE, exits_with_one_line, is_main_rank, settings_flags
 from cifar10_accel.recipes import recipe_names, recipe_path
 from cifar10_accel.settings import Settings
+from cifar10_accel.sweep.commands import sweep
 
-WIDE = {"max_content_width": 120}
 LR = click.FloatRange(min=0, min_open=True, max=1000)
 
 
@@ -110,11 +110,19 @@ def export(run_or_checkpoint: Path, form: Any, out: Path) -> None:
 @click.option("--growth", type=click.Choice(["exponential", "linear"]), default="exponential", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/lr-range"), show_default=True,
               help="folder for lr_range.json and lr_range.png")  # fmt: skip
+@click.option("--write-sweep", type=click.Path(path_type=Path), metavar="FILE",
+              help="sweep file that gets the bounds found for max_lr; its comments stay")  # fmt: skip
 @settings_flags
 @exits_with_one_line
-def lr_range(start_lr: float, end_lr: float, steps: int, growth: Any, out: Path, **flags: Any) -> None:
+def lr_range(
+    start_lr: float, end_lr: float, steps: int, growth: Any, out: Path, write_sweep: Path | None, **flags: Any
+) -> None:
     """Find a max LR: train while the LR grows, plot loss and accuracy against it."""
     settings = Settings(**flags)
+    from cifar10_accel.sweep import bounds
+
+    if write_sweep:
+        bounds.require_max_lr_bounds(write_sweep)  # before the test, not after it
     from cifar10_accel import lr_range as verb
     from cifar10_accel.schedule import LrRange
 
@@ -131,6 +139,9 @@ def lr_range(start_lr: float, end_lr: float, steps: int, growth: Any, out: Path,
             click.echo(f"the loss still fell at LR {result.lr[-1]:.3g}: a higher --end-lr shows where it ends")
         else:
             click.echo(f"a tenth of the LR with the lowest loss: {result.tenth_of_minimum:.3g}")
+    if write_sweep:
+        lowest = result.lr[-1] if result.tenth_of_minimum is None else 10 * result.tenth_of_minimum
+        click.echo(bounds.write_found(write_sweep, steepest=result.steepest, lowest=lowest))
     click.echo(f"curve: {out / 'lr_range.png'}, numbers: {out / 'lr_range.json'}")
 
 
@@ -160,160 +171,5 @@ def recipes() -> None:
             click.echo(f"  {line.removeprefix('# ')}")
 
 
-@main.group()
-def data() -> None:
-    """Fetch, verify or look at the data set."""
-
-
-DATA_DIR = click.option("--data-dir", help="folder of the data set; default: CIFAR10_ACCEL_DATA_DIR or data")
-
-
-@data.command()
-@DATA_DIR
-@exits_with_one_line
-def fetch(data_dir: str | None) -> None:
-    """Download CIFAR-10 if it is not there; a download that was cut off continues."""
-    folder = _data_dir(data_dir)
-    from cifar10_accel.data import download
-
-    download.fetch(folder)
-    click.echo(f"CIFAR-10 is in {folder}")
-
-
-@data.command()
-@DATA_DIR
-@exits_with_one_line
-def verify(data_dir: str | None) -> None:
-    """Check every file against its published digest."""
-    from cifar10_accel.data import official
-
-    for path, state in official.verify(_data_dir(data_dir)):
-        click.echo(f"{path}: {state}")
-
-
-@data.command(context_settings=WIDE)
-@click.option(
-    "--epoch", "shown_epochs", type=click.IntRange(min=0), multiple=True, help="epochs to show  [default: 0 to 7]"
-)
-@click.option(
-    "--index", "shown_indices", type=click.IntRange(min=0), multiple=True, help="training images  [default: 0 to 7]"
-)
-@click.option("--compare", is_flag=True, help="show both augmentation backends, image by image")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("preview.png"), show_default=True)
-@settings_flags
-@exits_with_one_line
-def preview(
-    shown_epochs: tuple[int, ...], shown_indices: tuple[int, ...], compare: bool, out: Path, **flags: Any
-) -> None:
-    """Draw training images exactly as the net sees them: one row per image, one column per epoch."""
-    settings = Settings(**flags)
-    from cifar10_accel import preview as verb
-
-    epochs, indices = shown_epochs or tuple(range(8)), shown_indices or tuple(range(8))
-    verb.preview(settings, epochs=epochs, indices=indices, compare=compare, path=out)
-    click.echo(f"{out}")
-
-
-DIR = click.option("--dir", "folder", type=click.Path(path_type=Path),
-                   help="new folder to keep everything in  [default: a temporary one]")  # fmt: skip
-
-
-class _Counts(click.ParamType[list[int]]):
-    """Numbers of processes, as 1,2,4."""
-
-    name = "INT,INT..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        words = str(value).split(",")
-        if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-            self.fail(f"{value!r} is no list of process counts; give one like 1,2,4", param, ctx)
-        return sorted({int(word) for word in words})
-
-
-@main.command("verify-parallel", context_settings=WIDE)
-@click.option("--procs", type=_Counts(), help="numbers of processes  [default: 1,2,4 as far as the machine allows]")
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="updates")
-@DIR
-@settings_flags
-@exits_with_one_line
-def verify_parallel(procs: list[int] | None, steps: int, folder: Path | None, **flags: Any) -> None:
-    """Check that N processes do what one does: LR, images, pixels bit for bit, loss and gradient closely."""
-    from cifar10_accel import verify_parallel as verb
-    from cifar10_accel.children import working_folder
-
-    with working_folder(folder) as place:
-        comparisons = verb.verify_parallel(flags, counts=procs, num_steps=steps, folder=place)
-    _conclude(verb.table(comparisons), verb.explanation(comparisons), [f for c in comparisons for f in c.faults])
-
-
-@main.command("verify-resume", context_settings=WIDE)
-@click.option("--kills", type=click.IntRange(min=1), default=3, show_default=True, help="times the run is killed")
-@click.option("--kill-seed", type=int, help="seed of the moments  [default: a new one, which is printed]")
-@DIR
-@settings_flags
-@exits_with_one_line
-def verify_resume(kills: int, kill_seed: int | None, folder: Path | None, **flags: Any) -> None:
-    """Check that a training killed at random moments ends with the bits of one that is not."""
-    from cifar10_accel import verify_resume as verb
-    from cifar10_accel.children import working_folder
-
-    seed = secrets.randbelow(1 << 31) if kill_seed is None else kill_seed
-    click.echo(f"the moments of the kills are drawn from --kill-seed {seed}")
-    with working_folder(folder) as place:
-        outcome = verb.verify_resume(flags, num_kills=kills, seed=seed, folder=place, say=click.echo)
-    _conclude(verb.table(outcome), verb.explanation(outcome), outcome.faults)
-
-
-@main.command(context_settings=WIDE)
-@settings_flags
-@exits_with_one_line
-def doctor(**flags: Any) -> None:
-    """Check machine, launch, data and speed for a training with these settings; nothing is changed or downloaded."""
-    settings = Settings(**flags)
-    from cifar10_accel import doctor as verb
-
-    exit_code = 0
-    for check in verb.examine(settings):
-        if is_main_rank():
-            color = {"ok": "green", "warning": "yellow", "error": "red"}[check.level]
-            click.echo(f"{click.style(f'{check.level:8}', fg=color)} {check.text}")
-            if check.remedy:
-                click.echo(f"         -> {check.remedy}")
-        exit_code = max(exit_code, check.exit_code if check.level == "error" else 0)
-    sys.exit(exit_code)
-
-
-@main.command(context_settings=WIDE)
-@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="runs; the first is --seed")
-@click.option("--against", metavar="RECIPE", help="another recipe, trained with the same seeds and compared")
-@click.option("--workers", type=click.IntRange(min=1), help="runs at a time  [default: one per GPU, or one]")
-@settings_flags
-@exits_with_one_line
-def repeat(seeds: int, against: str | None, workers: int | None, **flags: Any) -> None:
-    """Train several seeds: mean, spread and each run; finished ones are not trained again."""
-    Settings(**flags)
-    from cifar10_accel import repeat as verb
-
-    outcome = verb.repeat(flags, num_seeds=seeds, against=against, num_workers=workers, say=click.echo)
-    _conclude(verb.table(outcome), verb.in_words(outcome), faults=[])
-
-
-def _conclude(table: Any, notes: str, faults: list[str]) -> None:
-    """Prints what a verification found; exit 1 if something is not as promised."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
-    console.print(notes)
-    for fault in faults:
-        click.secho(f"FAULT: {fault}", fg="red", err=True)
-    if faults:
-        sys.exit(1)
-
-
-def _data_dir(given: str | None) -> Path:
-    return Settings(**({} if given is None else {"data_dir": given})).data_dir
-
-
-if __name__ == "__main__":
-    main()
+for command in (data, doctor, verify_parallel, verify_resume, repeat, sweep):
+    main.add_command(command)

@@ -1,0 +1,211 @@
+"""Reads a W&B sweep file and refuses, before anything runs, what could not run to its end."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from cifar10_accel.errors import SettingsError, did_you_mean
+from cifar10_accel.recipes import read_yaml
+from cifar10_accel.settings import Settings
+from cifar10_accel.sweep.spaces import Choice, Space, read_space
+from cifar10_accel.trials import Parameter
+
+Method = Literal["grid", "random", "bayes"]
+Goal = Literal["maximize", "minimize"]
+METRICS = ("val/accuracy", "val/loss", "train/accuracy", "train/loss")
+# The keys of W&B's schema. Those not read here are for its own agents and pages.
+KEYS = (
+    "apiVersion", "kind", "controller", "description", "program", "job", "image_uri", "entity", "project", "method",
+    "command", "name", "run_cap", "metric", "metrics", "scheduler", "early_terminate", "parameters",
+)  # fmt: skip
+GIVEN_BY_THE_SWEEP = ("run_dir", "run_name")
+MODULE = "cifar10_accel.train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halving:
+    """Early termination: at each rung, `first_rung * factor**k` values of the metric, the best 1/factor goes on."""
+
+    first_rung: int
+    factor: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep file that can be run."""
+
+    name: str
+    method: Method
+    metric: str
+    goal: Goal
+    constants: dict[str, Parameter]
+    searched: dict[str, Space]
+    halving: Halving | None
+    run_cap: int | None
+
+    def grid(self) -> list[dict[str, Parameter]]:
+        """Every setting of a grid, in the file's order; the last parameter changes fastest."""
+        values = [cast(list[Parameter], space.every_value()) for space in self.searched.values()]
+        return [dict(zip(self.searched, setting, strict=True)) for setting in product(*values)]
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change while a sweep goes on, as plain values."""
+        return {key: value for key, value in asdict(self).items() if key not in ("name", "run_cap")}
+
+
+def read_sweep(path: Path) -> Sweep:
+    """The sweep in a W&B YAML file. `SettingsError`, in one line with the file's name, for what cannot be run:
+
+    unknown keys and parameters, a bad method, metric or distribution, reversed bounds, and any setting out of
+    its range. Every pair of extreme values is tried on the settings.
+    """
+    values = read_yaml(path)
+    try:
+        sweep = _sweep(values, name=str(values.get("name") or path.stem))
+        _check_settings(sweep)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {str(error).splitlines()[0]}") from None
+    return sweep
+
+
+def num_trials_of(sweep: Sweep, given: int | None) -> int:
+    """How many trials the sweep is to have: as given, else its run_cap, and never more than its grid has."""
+    most = given or sweep.run_cap
+    if sweep.method == "grid":
+        size = len(sweep.grid())
+        return min(most or size, size)
+    if most is None:
+        raise SettingsError(f"trials: {sweep.name} has no run_cap and {sweep.method} no end; give --trials N")
+    return most
+
+
+def _sweep(values: Mapping[str, Any], *, name: str) -> Sweep:
+    for key in values:
+        if key not in KEYS:
+            raise SettingsError(f"{key}: no such key{did_you_mean(key, list(KEYS))}; W&B's are {', '.join(KEYS)}")
+    if {"/", "\\"} & set(name) or name.startswith("."):
+        raise SettingsError(f"name: {name!r} cannot name a folder; leave out slashes and a dot in front")
+    _check_command(values.get("command"))
+    method = values.get("method")
+    if method not in get_args(Method):
+        hint = did_you_mean(str(method), list(get_args(Method)))
+        raise SettingsError(f"method: {method!r}{hint}; give {', '.join(get_args(Method))}")
+    metric, goal = _metric(values)
+    spaces = _spaces(values.get("parameters"))
+    sweep = Sweep(
+        name=name,
+        method=cast(Method, method),
+        metric=metric,
+        goal=goal,
+        constants={name: space.corners()[0] for name, space in spaces.items() if _is_constant(space)},
+        searched={name: space for name, space in spaces.items() if not _is_constant(space)},
+        halving=_halving(values.get("early_terminate")),
+        run_cap=None if values.get("run_cap") is None else _count("run_cap", values["run_cap"]),
+    )
+    _check_search(sweep)
+    return sweep
+
+
+def _metric(values: Mapping[str, Any]) -> tuple[str, Goal]:
+    metric = values.get("metric")
+    if not isinstance(metric, Mapping) or "name" not in metric:
+        raise SettingsError("metric: missing; give `metric: {name: val/accuracy, goal: maximize}`")
+    name, goal = str(metric["name"]), metric.get("goal")
+    if name.startswith("test/"):
+        raise SettingsError(f"metric: {name} would choose on the test set; give val/accuracy, and val_size a value")
+    if name not in METRICS:
+        raise SettingsError(f"metric: no {name!r}{did_you_mean(name, list(METRICS))}; there are {', '.join(METRICS)}")
+    if goal not in get_args(Goal):
+        raise SettingsError(f"metric: goal is {goal!r} (W&B would minimize); give maximize or minimize")
+    return name, cast(Goal, goal)
+
+
+def _spaces(parameters: Any) -> dict[str, Space]:
+    if not isinstance(parameters, Mapping) or not parameters:
+        raise SettingsError("parameters: missing; name at least one setting to search")
+    known = list(Settings.model_fields)
+    for name in parameters:
+        if name not in known:
+            hint = did_you_mean(str(name), known)
+            raise SettingsError(f"parameters: no setting {name!r}{hint}; `cifar10-accel train --help` lists all")
+        if name in GIVEN_BY_THE_SWEEP:
+            raise SettingsError(f"parameters: {name} cannot be given; the sweep decides it for each trial")
+    return {str(name): read_space(str(name), given) for name, given in parameters.items()}
+
+
+def _is_constant(space: Space) -> bool:
+    return isinstance(space, Choice) and len(space.values) == 1
+
+
+def _halving(given: Any) -> Halving | None:
+    """W&B's `hyperband`: rungs at min_iter * eta**k, or the s rungs below max_iter."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping) or given.get("type") != "hyperband":
+        raise SettingsError(f"early_terminate: {given!r}; give `type: hyperband` and `min_iter:`")
+    for key in given:
+        if key not in ("type", "min_iter", "max_iter", "s", "eta", "strict"):
+            raise SettingsError(f"early_terminate: no key {key!r}; there are min_iter, max_iter, s, eta, strict")
+    if ("min_iter" in given) == ("max_iter" in given):
+        raise SettingsError("early_terminate: give one of min_iter, or max_iter with s")
+    eta = _count("early_terminate: eta", given.get("eta", 3), least=2)
+    if "min_iter" in given:
+        return Halving(first_rung=_count("early_terminate: min_iter", given["min_iter"]), factor=eta)
+    most, rungs = (_count(f"early_terminate: {key}", given.get(key)) for key in ("max_iter", "s"))
+    if most < eta**rungs:
+        raise SettingsError(f"early_terminate: max_iter {most} leaves no value before {rungs} rungs of eta {eta}")
+    return Halving(first_rung=most // eta**rungs, factor=eta)
+
+
+def _count(name: str, value: Any, *, least: int = 1) -> int:
+    if type(value) is not int or value < least:
+        raise SettingsError(f"{name}: {value!r}; give a whole number of at least {least}")
+    return value
+
+
+def _check_command(command: Any) -> None:
+    """Refuses settings in the command line itself: W&B's agent would pass them on and a local run would not."""
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    start = next((place for place, word in enumerate(words) if word in (MODULE, "${program}")), len(words))
+    for word in words[start + 1 :]:
+        if not word.startswith("${args"):
+            raise SettingsError(f"command: {word!r} would not reach a local run; give it as a parameter with `value:`")
+
+
+def _check_search(sweep: Sweep) -> None:
+    if not sweep.searched:
+        raise SettingsError("parameters: all are constants; give one `values:`, or `min:` and `max:`")
+    if "recipe" not in sweep.constants.keys() | sweep.searched.keys() or "auto" in _values_of(sweep, "recipe"):
+        raise SettingsError(
+            "parameters: a sweep on several machines needs one recipe; give `recipe: {value: resnet24}`"
+        )
+    for name, space in sweep.searched.items():
+        if sweep.method == "grid" and space.every_value() is None:
+            raise SettingsError(f"{name}: a grid needs `values:` (or int_uniform, q_uniform), not a continuous range")
+        if sweep.method == "grid" and isinstance(space, Choice) and space.probabilities:
+            raise SettingsError(
+                f"{name}: a grid tries every value once; leave probabilities out, or give method random"
+            )
+
+
+def _values_of(sweep: Sweep, name: str) -> list[Parameter]:
+    return sweep.searched[name].corners() if name in sweep.searched else [sweep.constants[name]]
+
+
+def _check_settings(sweep: Sweep) -> None:
+    for values in _corner_settings(sweep):
+        settings = Settings(**(sweep.constants | values))
+        if sweep.metric.startswith("val/") and settings.val_size == 0:
+            raise SettingsError(f"metric: {sweep.metric} needs a hold-out; give `val_size: {{value: 5000}}`")
+
+
+def _corner_settings(sweep: Sweep) -> Iterator[dict[str, Parameter]]:
+    """Every pair of two parameters' extreme values, the others at their first: no check involves three."""
+    corners = {name: space.corners() for name, space in sweep.searched.items()}
+    first = {name: values[0] for name, values in corners.items()}
+    pairs = list(combinations(corners, 2)) or [(name, name) for name in corners]
+    for one, other in pairs:
+        for value, other_value in product(corners[one], corners[other]):
+            yield first | {one: value, other: other_value}
