@@ -1,5 +1,6 @@
 # make train   get everything and train on CIFAR-10     (ARGS="--epochs 2" changes settings)
-# make test    run all tests
+# make test    run the tests; those marked long are left out
+# make test-faults   kill, starve and damage real runs, and print the table of faults
 # make check   style and types
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,12 +8,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: train test check clean
+.PHONY: train test test-faults check clean
 train: $(INSTALLED)
 	$(BIN)/accelerate launch --config_file accelerate_config.yaml -m cifar10_accel.train --recipe auto $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" $(ARGS)
+
+test-faults: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """What a person sees while a run goes on: a line per epoch, and on a terminal a bar with the time left."""
 
+import os
+import sys
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,11 +21,20 @@ COLUMNS = (
 TITLES = ("epoch", "lr", "train loss", "train acc", "val acc", "test acc", "images/s", "time")
 
 
+class LastingConsole(Console):
+    """A console whose reader may leave, as `| head` does: rich would end the process, training goes on unheard."""
+
+    def on_broken_pipe(self) -> None:
+        """Sends what is still to be said nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
 class RunConsole:
     """Context that shows the progress of one run on stdout; silent on every process but the main one."""
 
     def __init__(self, *, is_main: bool, start_step: int, stop_step: int, num_epochs: int) -> None:
-        self._console = Console(quiet=not is_main, soft_wrap=True, highlight=False)
+        self._console = LastingConsole(quiet=not is_main, soft_wrap=True, highlight=False)
         self._num_epochs = num_epochs
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("updates"),

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from cifar10_accel.errors import SettingsError, UserError
 from cifar10_accel.settings import RunSettings, Settings
@@ -25,11 +27,13 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     """
     num_launched = int(os.environ.get("WORLD_SIZE", "1"))
     without_gpu = not torch.accelerator.is_available()
+    timeout = timedelta(seconds=settings.collective_timeout)
+    _join_after_restart(timeout)
     try:
         accelerator = Accelerator(
             mixed_precision=settings.precision,
             cpu=without_gpu and num_launched > 1,  # else N ranks of a GPU launch all become rank 0 of 1
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.collective_timeout))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         )
     except ValueError as error:  # half of a launcher's variables, say
         raise SettingsError(f"launch: {error}; start with `accelerate launch` or torchrun") from None
@@ -69,6 +73,23 @@ def launched_as(accelerator: Accelerator) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
     }
+
+
+def _join_after_restart(timeout: timedelta) -> None:
+    """Joins the other ranks where torch's launcher has started all again, under keys of this start's own.
+
+    The launcher's store outlives the ranks: those of before have left their addresses in it, and a rank that
+    reads one of these before its new owner has written waits for a process that is gone.
+    """
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if start == "0" or torch.distributed.is_initialized():
+        return
+    store, rank, num_processes = next(rendezvous("env://", timeout=timeout))
+    torch.distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=PrefixStore(f"start {start}", store),
+        rank=rank, world_size=num_processes, timeout=timeout,
+    )  # fmt: skip
 
 
 def _check_cpu_precision(accelerator: Accelerator) -> None:

@@ -46,6 +46,11 @@ def out_of_memory_explained() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        if "DataLoader worker" in str(error):  # the system kills these first
+            raise OutOfResourcesError(
+                "a loader worker was killed, as happens for want of memory; lower --num-workers or give "
+                "--augment-backend batched, which has none"
+            ) from error
         if not _is_out_of_memory(error):
             raise
         reason = (str(error) or "MemoryError").splitlines()[0]

@@ -50,7 +50,7 @@ class RunFolder:
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock", timeout=0)
+            self._lock = FileLock(self.path / ".lock", timeout=0, is_singleton=True)
             self._lock.acquire()
         except Timeout:
             raise SettingsError(
@@ -64,7 +64,7 @@ class RunFolder:
             try:
                 self._require_same_math(settings)
             except UserError:
-                self._lock.release()
+                self._lock.release(force=True)
                 raise
         (self.path / "settings.yaml").write_text(settings.to_yaml())
 
@@ -98,7 +98,7 @@ class RunFolder:
             write("finished", 0, "")
         finally:
             if is_main:
-                self._lock.release()
+                self._lock.release(force=True)
 
     def _write_status(self, state: str, exit_code: int | None, reason: str) -> None:
         self.write_json("status.json", {"state": state, "exit_code": exit_code, "reason": reason})

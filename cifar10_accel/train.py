@@ -6,6 +6,7 @@ The same command again continues a run that was stopped or killed, with the same
 """
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -145,7 +146,9 @@ def _update(state: TrainingState, batches: list[Batch], folder: RunFolder, *, lr
     except NonFiniteError as error:
         images = accelerator.gather(torch.cat([batch.indices for batch in batches])).tolist()
         found = {"update": state.step + 1, "lr": lr, "images": images}
-        on_main(accelerator, lambda: folder.write_json("nonfinite.json", found))
+        if accelerator.is_main_process:
+            with suppress(OSError):  # a full disk is not what the user has to hear about now
+                folder.write_json("nonfinite.json", found)
         shown = ", ".join(map(str, images[:5]))
         raise NonFiniteError(
             f"update {state.step + 1}, lr {lr:g}: {error}; its {len(images)} images ({shown}, ...) "

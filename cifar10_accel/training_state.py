@@ -74,8 +74,7 @@ class TrainingState:
         before, now = state.training["processes"], self.accelerator.num_processes
         if before != now:
             self.accelerator.print(
-                f"saved by {before} process(es), continued by {now}: "
-                "the same images and LR, but the last digits may differ"
+                f"saved by {before} process(es), continued by {now}: the same images and LR, but not the same bits"
             )
         self.since_epoch = list(state.training["since_epoch"])
         self.watch = Stopwatch(state.training["seconds"])

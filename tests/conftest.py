@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["fault_table"]
+
 REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = os.environ.get("CIFAR10_ACCEL_DATA_DIR")
 
+# Trainings in processes of their own are compared bit for bit, which is promised on a CPU.
+CHILD_ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", "CUDA_VISIBLE_DEVICES": ""}
 # The smallest training that still has several epochs, several updates in each and a hold-out.
 TINY = {
     "recipe": "smoke", "synthetic_size": 400, "val_size": 40, "width": 4, "batch_size": 60,
@@ -49,5 +53,5 @@ def run_python(*args: str, cwd: Path, num_processes: int = 1, timeout: float = 2
         launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(num_processes), "--standalone"]
     return subprocess.run(
         [*launcher, *args], cwd=cwd, timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"} | environment,
+        env=os.environ | CHILD_ENVIRONMENT | environment,
     )  # fmt: skip

@@ -1,11 +1,6 @@
 """Two processes over gloo: the same run as one, and every way to fail together."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -123,79 +118,6 @@ def test_ranks_that_each_believe_to_be_alone_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     with pytest.raises(SettingsError, match="WORLD_SIZE is 2 but Accelerate sees 1"):
         make_accelerator(Settings(**TINY))
-
-
-def start(cwd: Path, *args: str, num_processes: int = 1) -> "subprocess.Popen[str]":
-    """A training in a process group of its own."""
-    launcher = [sys.executable]
-    if num_processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(num_processes), "--standalone"]
-    return subprocess.Popen(
-        [*launcher, "-m", "cifar10_accel.train", *args], cwd=cwd, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
-
-
-def wait_for_step(process: "subprocess.Popen[str]", metrics: Path, step: int, *, timeout: float = 120) -> None:
-    """Returns as soon as that update is logged; fails with its words if the training ends before."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        if metrics.exists() and any(line["step"] >= step for line in read_metrics(metrics)):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"update {step} was never logged")
-
-
-SLOWER = TINY | {"synthetic_size": 1600, "width": 16, "epochs": 4}  # 104 updates of some 30 ms
-
-
-def test_kill_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_path: Path) -> None:
-    args = flags(SLOWER | {"checkpoint_every": 0.3})
-    assert run_python("-m", "cifar10_accel.train", *args, "--run-dir=straight", cwd=tmp_path).returncode == 0
-    for step in (10, 31, 55):
-        process = start(tmp_path, *args, "--run-dir=killed")
-        wait_for_step(process, tmp_path / "killed" / "metrics.jsonl", step)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    done = run_python("-m", "cifar10_accel.train", *args, "--run-dir=killed", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "resuming from" in done.stdout
-    last = Path("checkpoints", "step-000104", "model.safetensors")
-    straight, killed = (tmp_path / name / last for name in ("straight", "killed"))
-    assert straight.read_bytes() == killed.read_bytes()
-    straight_steps, killed_steps = (
-        [line["step"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "lr" in line]
-        for name in ("straight", "killed")
-    )
-    assert straight_steps == killed_steps == list(range(1, 105))
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stop_signal_saves_and_the_same_command_continues(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    args = flags(SLOWER | {"augment_backend": "albumentations", "num_workers": 2, "run_dir": tmp_path / "run"})
-    process = start(tmp_path, *args)
-    wait_for_step(process, tmp_path / "run" / "metrics.jsonl", 5)
-    os.killpg(process.pid, number)  # workers and all
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == code, stderr
-    assert "Traceback" not in stderr
-    status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert (status["state"], status["exit_code"]) == ("preempted", code)
-    stopped_at = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
-    assert (tmp_path / "run" / "checkpoints" / f"step-{stopped_at:06.0f}").is_dir()
-    assert stopped_at < 104
-
-
-def test_a_signal_to_one_rank_stops_both_at_the_same_update(tmp_path: Path) -> None:
-    process = start(tmp_path, *flags(SLOWER | {"run_dir": tmp_path / "run"}), num_processes=2)
-    wait_for_step(process, tmp_path / "run" / "metrics.jsonl", 5)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[-1]), signal.SIGTERM)
-    process.communicate(timeout=60)
-    status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["state"] == "preempted"
-    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) >= 1
 
 
 def test_a_run_saved_by_two_continues_on_one(tmp_path: Path) -> None:

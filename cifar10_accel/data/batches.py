@@ -7,6 +7,8 @@ number of processes, workers and accumulation steps sees the same images with th
 Legend: N images, B images per process and accumulation step.
 """
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -190,6 +192,7 @@ def _augmented_in_workers(
         worker_init_fn=_ignore_stop_signals,
     )
     parts = iter(loader)
+    atexit.register(_end_workers)
     for step in range(start_step, stop_step):
         batches = []
         for _ in range(plan.grad_accum_steps):
@@ -204,6 +207,13 @@ def _mixed(images: Tensor, labels: Tensor, indices: Tensor, settings: DataSettin
         images, labels, mixup_alpha=settings.mixup_alpha, cutmix_alpha=settings.cutmix_alpha, seed=seed, step=step
     )
     return Batch(mixed.images, mixed.labels, indices, mixed.partner_labels, mixed.weight)
+
+
+def _end_workers() -> None:
+    """Kills workers that are left at exit: there Python sends SIGTERM, which they ignore, and waits without a limit."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _ignore_stop_signals(worker: int) -> None:
