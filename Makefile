@@ -16,7 +16,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" $(ARGS)
 
 test-faults: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults tests/test_sweep.py tests/test_wandb_sweep.py tests/test_verify.py $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

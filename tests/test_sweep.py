@@ -409,6 +409,7 @@ def test_what_is_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --- The whole thing, with real trainings (about a minute) ---
 
 
+@pytest.mark.long
 def test_twelve_real_trials_killed_half_way(tmp_path: Path) -> None:
     """kill -9 of the runner in the middle, the same command again: twelve trials, one of them diverged, and a
     recipe that gives the best one's validation accuracy again, bit for bit."""

@@ -118,6 +118,7 @@ def test_a_child_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Monkey
         verify_parallel(TINY, counts=[1, 2], num_steps=2, folder=tmp_path)
 
 
+@pytest.mark.long
 def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     slower = TINY | {"synthetic_size": 1200, "width": 16, "ema_decay": 0.9, "checkpoint_every": 0.3}
     args = ["--kills=2", "--kill-seed=5", "--dir=kept", *flags(slower)]

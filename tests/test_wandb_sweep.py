@@ -192,6 +192,7 @@ def test_a_failed_trial_a_killed_agent_and_the_next_one(
     assert len(server.backend.runs) == 2
 
 
+@pytest.mark.long
 def test_w_and_b_stops_a_trial_and_then_the_sweep(
     server: WandbServer, wandb_command: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -213,6 +214,7 @@ def test_w_and_b_stops_a_trial_and_then_the_sweep(
     assert len(server.backend.runs) == 2
 
 
+@pytest.mark.long
 def test_an_agent_that_forwards_signals_waits_for_the_trial(
     server: WandbServer, wandb_command: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, flags, run_python
+from fault_table import OpenFault
 from wandb_server import answering_401, answering_500, dying, hanging, hanging_up, refusing, serving
 
 from cifar10_accel.metrics_log import read_metrics
@@ -46,17 +47,27 @@ def assert_it_trained_as_if_nothing_had_happened(run_dir: Path, untracked: Path)
 @pytest.mark.parametrize(
     ("outage", "is_from_the_start"),
     [
-        pytest.param(refusing, True, id="refuses"),
+        pytest.param(refusing, True, id="refuses", marks=pytest.mark.long),
         pytest.param(answering_500, True, id="answers 500"),
-        pytest.param(hanging, True, id="hangs"),
-        pytest.param(answering_401, True, id="bad key"),
+        pytest.param(hanging, True, id="hangs", marks=pytest.mark.long),
+        pytest.param(answering_401, True, id="bad key", marks=pytest.mark.long),
         pytest.param(lambda: dying(after=8), False, id="dies in the middle"),
-        pytest.param(lambda: hanging_up(after=8), False, id="hangs up in mid-answer"),
+        pytest.param(lambda: hanging_up(after=8), False, id="hangs up in mid-answer", marks=pytest.mark.long),
     ],
 )
 def test_an_outage_costs_a_warning_and_some_seconds(
+    outage: Callable[[], AbstractContextManager[str]], is_from_the_start: bool, tmp_path: Path, untracked: Path,
+    fault: OpenFault, request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    expected = "same weights, one warning, complete JSONL, uploaded later"
+    with fault(f"W&B {request.node.callspec.id}", expected=expected, code=0):
+        train_and_upload(outage, is_from_the_start, tmp_path, untracked)
+
+
+def train_and_upload(
     outage: Callable[[], AbstractContextManager[str]], is_from_the_start: bool, tmp_path: Path, untracked: Path
 ) -> None:
+    """A training through the outage, compared with one that is not tracked, and its upload to a server that is well."""
     args = flags(TINY | {"tracker": "wandb", "run_dir": tmp_path / "run"})
     with outage() as url:
         started = time.monotonic()
@@ -84,7 +95,13 @@ def test_an_outage_costs_a_warning_and_some_seconds(
     assert rows
 
 
-def test_a_tracker_that_is_not_installed_costs_a_warning(tmp_path: Path, untracked: Path) -> None:
+def test_a_tracker_that_is_not_installed_costs_a_warning(tmp_path: Path, untracked: Path, fault: OpenFault) -> None:
+    with fault("W&B is not installed", expected="same weights, one warning, complete JSONL", code=0):
+        train_without_wandb(tmp_path, untracked)
+
+
+def train_without_wandb(tmp_path: Path, untracked: Path) -> None:
+    """A training that finds no package of that name, compared with one that is not tracked."""
     (tmp_path / "wandb.py").write_text("raise ImportError('no wandb here')")
     args = flags(TINY | {"tracker": "wandb", "run_dir": tmp_path / "run"})
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
