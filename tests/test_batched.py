@@ -256,7 +256,10 @@ FILLS = st.one_of(st.integers(0, 255), st.tuples(*[st.integers(0, 255)] * 3))
 CHANCES = st.sampled_from([0.0, 0.25, 0.5, 1.0])
 AMOUNTS = st.integers(0, 9)
 RANGES = st.tuples(st.integers(-9, 9), st.integers(0, 9)).map(lambda pair: (pair[0], pair[0] + pair[1]))
-LIMITS = st.tuples(st.floats(allow_subnormal=False, -0.5, 0.5), st.floats(allow_subnormal=False, 0, 0.5)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+# A training in the same process makes the CPU flush subnormal numbers, and hypothesis minds.
+LIMITS = st.tuples(st.floats(-0.5, 0.5, allow_subnormal=False), st.floats(0, 0.5, allow_subnormal=False)).map(
+    lambda pair: (pair[0], pair[0] + pair[1])
+)
 SIZES = st.tuples(st.integers(1, 12), st.integers(0, 30)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 POSITIONS = st.sampled_from(["center", "top_left", "top_right", "bottom_left", "bottom_right", "random"])
 TRANSFORMS = st.one_of(
