@@ -13,6 +13,8 @@ from cifar10_accel.data.cifar10 import Dataset
 from cifar10_accel.engine import evaluate_pass
 from cifar10_accel.errors import OutOfResourcesError
 from cifar10_accel.metrics_log import read_metrics
+from cifar10_accel.mirrors import in_one_line, warn
+from cifar10_accel.pages.run import write_run_page
 from cifar10_accel.pictures import draw_confusion, draw_curves, draw_grid
 from cifar10_accel.predictions import Predictions, best_hits, worst_mistakes
 from cifar10_accel.run_folder import RunFolder
@@ -79,7 +81,7 @@ def evaluate_all(accelerator: Accelerator, net: nn.Module, dataset: Dataset, set
 def write_results(
     folder: RunFolder, tracker: Tracker, dataset: Dataset, evaluation: Evaluation, *, summary: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes predictions, pictures, tables and, last, the summary, which it completes and returns.
+    """Writes predictions, pictures, report.html, tables and, last, the summary, which it completes and returns.
 
     Only the main process may call this. Raises `OutOfResourcesError` if the folder cannot be written.
     """
@@ -89,7 +91,10 @@ def write_results(
         summary["val/best_accuracy"] = max(line["val/accuracy"] for line in lines if "val/accuracy" in line)
     try:
         evaluation.test.save(folder.predictions)
+        if evaluation.val is not None:
+            evaluation.val.save(folder.val_predictions)
         _draw(folder, dataset, evaluation, lines)
+        _write_page(folder, dataset, evaluation, lines, summary)
         folder.write_json("summary.json", summary)
     except OSError as error:
         raise OutOfResourcesError(
@@ -99,6 +104,20 @@ def write_results(
     _log_images(tracker, "correct", dataset, evaluation.test, best_hits(evaluation.test, NUM_TABLE_ROWS))
     tracker.log_summary(summary)
     return summary
+
+
+def _write_page(
+    folder: RunFolder, dataset: Dataset, evaluation: Evaluation, lines: list[dict[str, float]], summary: dict[str, Any]
+) -> None:
+    """report.html; whatever goes wrong with it costs one warning, not the run."""
+    try:
+        write_run_page(
+            folder.report, name=folder.name(), settings=folder.settings().model_dump(mode="json"),
+            environment=folder.read_json("environment.json"), summary=summary, lines=lines,
+            class_names=dataset.class_names, test=evaluation.test, val=evaluation.val, images=dataset.test.images,
+        )  # fmt: skip
+    except Exception as error:
+        warn(f"report.html was not written ({in_one_line(error)}); `cifar10-accel report {folder.path}` tries again")
 
 
 def _draw(folder: RunFolder, dataset: Dataset, evaluation: Evaluation, lines: list[dict[str, float]]) -> None:

@@ -1,6 +1,7 @@
 """The folder of a run: what is in it, who may write to it, and whether the same run may go on there.
 
-settings.yaml  environment.json  status.json  metrics.jsonl  summary.json  predictions.npz
+settings.yaml  environment.json  status.json  metrics.jsonl  summary.json  report.html
+predictions.npz  val_predictions.npz (with a hold-out)
 misclassified.png  correct.png  confusion.png  curves.png  checkpoints/step-XXXXXX/
 wandb/  wandb_run_id  tensorboard/    (of the trackers that are used)
 """
@@ -35,6 +36,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.predictions = path / "predictions.npz"
+        self.val_predictions = path / "val_predictions.npz"
+        self.report = path / "report.html"
 
     @classmethod
     def of(cls, settings: Settings) -> "RunFolder":
@@ -102,6 +105,10 @@ class RunFolder:
 
     def _write_status(self, state: str, exit_code: int | None, reason: str) -> None:
         self.write_json("status.json", {"state": state, "exit_code": exit_code, "reason": reason})
+
+    def name(self) -> str:
+        """The folder's own name, also where it is given as '.'."""
+        return self.path.resolve().name
 
     def is_finished(self) -> bool:
         """Whether a training here came to its end."""

@@ -7,13 +7,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cifar10_accel"
 FLOORS = [
-    {"errors", "randomness", "schedule", "stopwatch", "processes", "trials", "mirrors", "spread"},
+    {"errors", "randomness", "schedule", "stopwatch", "processes", "trials", "mirrors", "spread", "calibration"},
     {"recipes", "metrics_log", "predictions", "checkpoint", "console", "interrupt", "wandb_api", "children"},
     {"settings"},
     {"flags", "launch", "data", "models", "optim", "run_folder", "pictures", "pages", "wandb_mirror"},
-    {"engine", "training_state", "tracking"},
+    {"engine", "training_state", "tracking", "past_run"},
     {"journal", "results", "memory", "classifier", "checks", "speed"},
-    {"train", "evaluate", "lr_range", "preview", "predict", "export", "sweep", "wandb_report"},
+    {"train", "evaluate", "lr_range", "preview", "predict", "export", "sweep", "wandb_report", "report"},
     {"trace", "verify_parallel", "verify_resume", "doctor", "repeat"},
     {"cli"},
     {"__main__"},

@@ -103,6 +103,25 @@ def export(run_or_checkpoint: Path, form: Any, out: Path) -> None:
         click.echo(f"to publish it: hf upload USER/NAME {out}")
 
 
+@main.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--wandb", metavar="ENTITY/PROJECT", help="make a report of this project in W&B instead")
+@click.option("--sweep", metavar="ID", help="with --wandb: of this sweep only")
+@exits_with_one_line
+def report(run: Path | None, wandb: str | None, sweep: str | None) -> None:
+    """Write a run's report.html, a page with all that is known of it, and print its path; or report to W&B."""
+    if (run is None) == (wandb is None) or (sweep and not wandb):
+        raise click.UsageError("give either RUN or --wandb ENTITY/PROJECT, and --sweep only with --wandb")
+    if wandb is not None:
+        from cifar10_accel import wandb_report
+
+        click.echo(wandb_report.create(wandb, sweep=sweep))
+    elif run is not None:
+        from cifar10_accel import report as verb
+
+        click.echo(verb.report(run))
+
+
 @main.command("lr-range", context_settings=WIDE)
 @click.option("--start-lr", type=LR, default=1e-4, show_default=True, help="first LR")
 @click.option("--end-lr", type=LR, default=10, show_default=True, help="last LR")

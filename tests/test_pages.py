@@ -1,0 +1,188 @@
+"""The pages: whole, self-contained, and with the numbers they were given."""
+
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cifar10_accel.pages.run import write_run_page
+from cifar10_accel.pages.sweep import write_sweep_page
+from cifar10_accel.predictions import Predictions
+from cifar10_accel.settings import Settings
+from cifar10_accel.trials import State, Trial
+
+EVIL = "<script>alert('x')</script>"
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Parsed(HTMLParser):
+    """Asserts that every element is closed where it has to be; keeps the ids and what is linked."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text = path.read_text(encoding="utf-8")
+        self.open: list[str] = []
+        self.ids: set[str] = set()
+        self.linked: list[str] = []
+        self.feed(self.text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.ids |= {named["id"] or ""} if "id" in named else set()
+        self.linked += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> in line {self.getpos()[0]}"
+
+
+def assert_self_contained(path: Path) -> Parsed:
+    page = Parsed(path)
+    assert len(page.text) < 5_000_000
+    assert EVIL not in page.text
+    for link in page.linked:
+        assert link.startswith(("#", "data:")), link
+    assert re.findall(r"url\((?!['\"]?data:)", page.text) == []
+    return page
+
+
+def trial(number: int, state: State = "finished", value: float | None = 0.5, **parameters: Any) -> Trial:
+    return Trial(
+        number=number, state=state, parameters=parameters, value=value, seconds=3.0, where=f"runs/{EVIL}",
+        curve=() if value is None else ((1.0, value / 2), (2.0, value)), reason=EVIL if state == "failed" else "",
+    )  # fmt: skip
+
+
+def many(count: int) -> list[Trial]:
+    random = np.random.default_rng(0)
+    return [
+        trial(
+            number, "pruned" if number % 5 == 3 else "finished", 0.2 + 0.7 * random.random(),
+            max_lr=10 ** random.uniform(-2, 0), weight_decay=10 ** random.uniform(-5, -3), augment=f"{number % 3}",
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [
+        [], [trial(0, max_lr=0.1)], [trial(0, "failed", None, max_lr=0.1), trial(1, "failed", None, max_lr=0.2)],
+        [trial(0, value=math.nan, max_lr=0.1), trial(1, max_lr=0.2)], many(200),
+        [trial(number, value=0.5, max_lr=0.1 * (number + 1)) for number in range(12)],
+    ],
+    ids=["none", "one", "all failed", "nan", "two hundred", "one parameter, one value"],
+)  # fmt: skip
+def test_sweep_page(trials: list[Trial], tmp_path: Path) -> None:
+    path = tmp_path / "sweep.html"
+    write_sweep_page(trials, title=EVIL, metric="val/accuracy", goal="maximize", path=path, importance={"max_lr": 1.0})
+    page = assert_self_contained(path)
+    assert page.ids >= {"map", "parallel", "importance", "curves", "trials"}
+    assert page.text.count('<tr data-trial="') == len(trials)
+    values = [t.value for t in trials if t.value is not None and not math.isnan(t.value)]
+    if values:
+        assert f"{max(values):.2%}" in page.text
+    assert "nan" not in re.sub(r"<(style|script)>.*?</\1>", "", page.text, flags=re.S).lower().replace("nan@", "")
+
+
+def predictions(num_images: int, num_classes: int = 10) -> Predictions:
+    random = np.random.default_rng(0)
+    label = np.arange(num_images) % num_classes
+    scores = random.normal(size=(num_images, num_classes)) + 2.2 * np.eye(num_classes)[label]
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    loss = -np.log(shares[np.arange(num_images), label])
+    return Predictions(
+        index=np.arange(num_images), label=label, probabilities=shares.astype(np.float32), loss=loss.astype(np.float32)
+    )
+
+
+def write_page(path: Path, **changes: Any) -> Predictions:
+    """The page of a made-up run; the predictions it shows."""
+    test = predictions(1000)
+    given: dict[str, Any] = {
+        "name": EVIL, "settings": Settings(max_lr=0.123).model_dump(mode="json"),
+        "environment": {"device": "cpu", "packages": {"torch": "9.9"}, "command": ["train", EVIL]},
+        "summary": {"dataset": "synthetic", "test/accuracy": test.accuracy(), "test/accuracy_tta": 0.4321,
+                    "train_seconds": 99.0, "images_per_second": 10.0, "step": 20},
+        "lines": [{"step": s, "epoch": s / 10, "train/loss": 2 / s, "train/accuracy": s / 30, "lr": 0.1}
+                  for s in range(1, 21)] + [{"step": 20, "epoch": 2.0, "val/accuracy": math.nan}],
+        "class_names": [EVIL, *map(str, range(1, 10))], "test": test, "val": predictions(200),
+        "images": np.random.default_rng(1).integers(0, 256, (1000, 32, 32, 3), dtype=np.uint8),
+    }  # fmt: skip
+    write_run_page(path, **(given | changes))
+    return test
+
+
+def test_run_page(tmp_path: Path) -> None:
+    test = write_page(tmp_path / "report.html")
+    page = assert_self_contained(tmp_path / "report.html")
+    shown = page.text
+    assert "SYNTHETIC" in shown
+    for value in (f"{test.accuracy():.2%}", "43.21%", "0.123", "9.9", "with temperature"):
+        assert value in shown, value
+    mistakes = int((test.prediction != test.label).sum())
+    assert f"{mistakes:,}" in shown
+    assert shown.count('class="image"') >= mistakes
+    for count in test.confusion_matrix().flatten():
+        assert str(count) in shown
+
+
+def test_run_page_of_ten_thousand_images_of_noise(tmp_path: Path) -> None:
+    """Nothing compresses worse; the page stays small and says how many it shows."""
+    test = predictions(10_000)
+    noise = np.random.default_rng(1).integers(0, 256, (10_000, 32, 32, 3), dtype=np.uint8)
+    write_page(tmp_path / "report.html", test=test, images=noise)
+    assert_self_contained(tmp_path / "report.html")
+    assert (test.prediction != test.label).sum() > 2000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"test": None, "val": None, "missing": ["predictions.npz is missing or broken"]},
+        {"images": None, "missing": ["no pictures"]}, {"val": None}, {"lines": []}, {"summary": {}, "environment": {}},
+    ],
+    ids=["no predictions", "no images", "no hold-out", "no metrics", "no summary"],
+)  # fmt: skip
+def test_run_page_says_what_is_missing(changes: dict[str, Any], tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", **changes)
+    page = assert_self_contained(tmp_path / "report.html")
+    for sentence in changes.get("missing", []):
+        assert sentence in page.text
+    if "val" in changes and changes.get("test", 1) is not None:
+        assert "with temperature" not in page.text
+
+
+def test_a_browser_opens_the_pages_without_a_complaint(tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium")
+    write_page(tmp_path / "report.html")
+    write_sweep_page(many(20), title="s", metric="val/loss", goal="minimize", path=tmp_path / "sweep.html")
+    for name, script in {
+        "report": "document.querySelector('button[data-cell]').click(); document.querySelector('dialog').open",
+        "sweep": "document.querySelector('th button').click(); document.querySelector('th[aria-sort]') !== null",
+    }.items():
+        page = tmp_path / f"{name}.html"
+        probe = f"<script>window.onerror = e => document.title = 'error ' + e;</script>{page.read_text()}"
+        page.write_text(probe + f"<script>document.title = document.title + ' works ' + eval(\"{script}\")</script>")
+        command = [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--dump-dom",
+            f"--user-data-dir={tmp_path}/p",
+        ]
+        done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+        title = re.findall("<title>(.*?)</title>", done.stdout, flags=re.S)[0]
+        assert title.endswith("works true"), title
+        assert "error" not in title
