@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from cifar10_accel.pages.svg import Format, Kind, Scale, fit, number, percent, tag
+from cifar10_accel.pages.svg import Format, Kind, Scale, fit, number, percent, short_percent, tag
 
 WIDTH, HEIGHT = 560.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 66.0, 14.0, 12.0, 50.0  # room for what is written on the axes
+LEFT, RIGHT, TOP, BOTTOM = 70.0, 14.0, 34.0, 50.0  # room for what is written on the axes
 MOST_POINTS = 400  # of a line; more are averaged, which the eye would do anyway
 MOST_DOTS = 40  # with a hover title each
 
@@ -37,6 +37,11 @@ class Axis:
     written: Format = number
     kind: Kind = "linear"
 
+    @property
+    def tick(self) -> Format:
+        """How its ticks are written: shorter than values."""
+        return short_percent if self.written is percent else self.written
+
 
 def line_chart(lines: Sequence[Line], *, title: str, x: Axis, y: Axis, legend: bool = True) -> Markup:
     """Lines on common axes, under their title."""
@@ -46,7 +51,7 @@ def line_chart(lines: Sequence[Line], *, title: str, x: Axis, y: Axis, legend: b
     drawn = [_line(line, across, up, x, y) for line in lines]
     names = [tag("li", line.name, class_=f"key {line.style}") for line in lines] if legend and len(lines) > 1 else []
     keys = tag("ul", *names, class_="legend") if names else Markup("")
-    return figure(title, keys + svg(f"{title}: {y.label} by {x.label}", axes(across, up, x, y), *drawn))
+    return figure(title, keys + svg(f"{y.label} by {x.label}", axes(across, up, x, y), *drawn))
 
 
 def bars(names: Sequence[str], shares: Sequence[float], notes: Sequence[str], *, title: str) -> Markup:
@@ -79,19 +84,18 @@ def axes(across: Scale, up: Scale, x: Axis, y: Axis, *, height: float = HEIGHT) 
     """Grid lines with their values, and the axes' labels."""
     marks = [
         tag("path", d=f"M{across.start:.1f} {up(v):.1f}H{across.end:.1f}", class_="grid")
-        + tag("text", up.label(v, y.written), x=across.start - 8, y=up(v) + 4, class_="tick end")
+        + tag("text", up.label(v, y.tick), x=across.start - 8, y=up(v) + 4, class_="tick end")
         for v in up.ticks()
     ]
     marks += [
         tag("path", d=f"M{across(v):.1f} {up.start:.1f}v5", class_="mark")
-        + tag("text", across.label(v, x.written), x=across(v), y=up.start + 20, class_="tick middle")
+        + tag("text", across.label(v, x.tick), x=across(v), y=up.start + 20, class_="tick middle")
         for v in across.ticks()
     ]
-    middle = (up.start + up.end) / 2
     marks += [
         tag("path", d=f"M{across.start:.1f} {up.start:.1f}H{across.end:.1f}", class_="axis"),
         tag("text", x.label, x=across.end, y=height - 8, class_="label end"),
-        tag("text", y.label, x=14.0, y=middle, class_="label middle", transform=f"rotate(-90 14 {middle:.0f})"),
+        tag("text", y.label, x=0, y=16, class_="label"),
     ]
     return tag("g", *marks)
 
@@ -105,9 +109,10 @@ def svg(description: str, *content: Markup, width: float = WIDTH, height: float 
 
 
 def figure(title: str, content: Markup, note: str = "") -> Markup:
-    """A chart under its title, and a note below it."""
+    """A chart under its title, if it has one, and a note below it."""
+    above = tag("figcaption", title) if title else Markup("")
     below = tag("p", note, class_="note") if note else Markup("")
-    return tag("figure", tag("figcaption", title), content, below, class_="chart")
+    return tag("figure", above, content, below, class_="chart")
 
 
 def _line(line: Line, across: Scale, up: Scale, x: Axis, y: Axis) -> Markup:

@@ -43,6 +43,11 @@ def percent(share: float | None) -> str:
     return "99.99%" if 0.9999 < share < 1 else f"{share:.2%}"
 
 
+def short_percent(share: float | None) -> str:
+    """A share as percent with as few digits as it needs."""
+    return "-" if share is None else f"{round(share * 100, 6):g}%"
+
+
 def format_of(metric: str) -> Format:
     """How a metric's values are written: accuracies as percent."""
     return percent if "accuracy" in metric else number

@@ -97,7 +97,7 @@ def _curves(trials: Sequence[Trial], best: Trial | None, metric: str) -> Markup 
     if not lines:
         return None
     x, y = Axis(label="epoch"), Axis(label=metric, written=format_of(metric))
-    return line_chart(lines, title="Learning curves", x=x, y=y, legend=False)
+    return line_chart(lines, title="", x=x, y=y, legend=False)
 
 
 def _best_first(trials: Sequence[Trial], shares: Mapping[int, float]) -> list[Trial]:

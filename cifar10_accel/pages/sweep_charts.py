@@ -73,8 +73,9 @@ def value_map(trials: Sequence[Trial], x: str, y: str, *, metric: str, goal: Goa
     best = max(shares, key=lambda n: shares[n], default=None)
     dots = [_dot(t, places[t.number], shares.get(t.number), metric, is_best=t.number == best) for t in placed]
     labels = [Axis(label=f"{name}{', log scale' if s.kind == 'log' else ''}") for name, s in ((x, across), (y, up))]
-    picture = svg(f"{metric} by {x} and {y}", *cells, axes(across, up, *labels, height=MAP_HEIGHT), *dots,
-                  height=MAP_HEIGHT)  # fmt: skip
+    frame = axes(across, up, *labels, height=MAP_HEIGHT)
+    smooth = tag("g", *cells, class_="cells")
+    picture = svg(f"{metric} by {x} and {y}", smooth, frame, *dots, height=MAP_HEIGHT)
     return figure(f"{metric} by {x} and {y}", picture + colour_key(trials, metric, goal), _map_note(bool(cells)))
 
 
@@ -96,7 +97,7 @@ def parallel_coordinates(trials: Sequence[Trial], names: Sequence[str], *, metri
     width = max(columns.values()) + 76
     picture = svg("all trials, parameter by parameter; arrow keys walk through them", *drawn, *rulers, width=width,
                   height=AXIS_HEIGHT, tabindex="0", data_walk="trials")  # fmt: skip
-    return figure("All parameters", tag("div", picture, class_="scroll", style=f"--least:{width:.0f}px")
+    return figure("", tag("div", picture, class_="scroll", style=f"--least:{width:.0f}px")
                   + colour_key(trials, metric, goal), "Grey dashed lines: trials without a value.")  # fmt: skip
 
 
@@ -141,8 +142,8 @@ def _smoothed(trials: Sequence[tuple[float, float, float]], across: Scale, up: S
                 continue
             weights = [math.exp(-0.5 * (d / BANDWIDTH) ** 2) for d in far]
             mean = sum(w * share for w, (_, _, share) in zip(weights, trials, strict=True)) / sum(weights)
-            cells.append(tag("rect", x=x - width / 2, y=y - height / 2, width=width, height=height,
-                             fill=colour(mean), class_="cell"))  # fmt: skip
+            cells.append(tag("rect", x=x - width / 2, y=y - height / 2, width=width + 0.6, height=height + 0.6,
+                             fill=colour(mean)))  # fmt: skip
     return cells
 
 
