@@ -205,7 +205,7 @@ def _finish(
     )
     journal.say(evaluation.table(f"per class, {labelled(settings.dataset)} test set"))
     journal.say(f"{evaluation.headline(settings.dataset)} after {format_seconds(seconds)} of training")
-    journal.say(f"curves, misclassified images, predictions and checkpoints are in {folder.path}")
+    journal.say(f"look at it in {folder.report}; predictions and checkpoints are beside it")
     return summary
 
 
