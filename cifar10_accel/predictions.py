@@ -107,6 +107,18 @@ def best_hits(predictions: Predictions, limit: int) -> list[int]:
     return [int(row) for row in order[predictions.correct[order]][:limit]]
 
 
+def changes(before: Predictions, after: Predictions) -> tuple[list[int], list[int]]:
+    """Rows that only `after` has right, and rows that only `before` has right; the largest change first.
+
+    Both must be of the same images in the same order. Change: of the probability of the true class.
+    """
+    rows = np.arange(len(before.label))
+    gain = after.probabilities[rows, before.label] - before.probabilities[rows, before.label]
+    up, down = np.argsort(-gain, kind="stable"), np.argsort(gain, kind="stable")
+    fixed, broken = ~before.correct & after.correct, before.correct & ~after.correct
+    return up[fixed[up]].tolist(), down[broken[down]].tolist()
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"

@@ -1,4 +1,4 @@
-"""Mean and spread over seeds, and what they say of the difference of two recipes."""
+"""Mean and spread over seeds, and what chance has to do with a difference of two recipes or two nets."""
 
 import math
 import statistics
@@ -42,6 +42,16 @@ class Spread:
         if self.num > 1:
             line += f", sd {self.sd:.2%}, standard error {self.standard_error:.2%}"
         return f"{line}, min {self.minimum:.2%}, max {self.maximum:.2%} ({self.num} seed{'s' * (self.num > 1)})"
+
+
+def mcnemar(fixed: int, broken: int) -> float:
+    """The exact two-sided p-value of McNemar's test of two nets on the same images; 1 where none changed.
+
+    fixed, broken: images that only the second, or only the first, got right. If both nets were equally good
+    the changes would fall either way like coins. (McNemar 1947; exact by the binomial distribution)
+    """
+    changed = fixed + broken
+    return float(stats.binomtest(fixed, changed, 0.5).pvalue) if changed else 1.0
 
 
 def verdict(difference: Spread) -> str:

@@ -13,7 +13,7 @@ FLOORS = [
     {"flags", "launch", "data", "models", "optim", "run_folder", "pictures", "pages", "wandb_mirror"},
     {"engine", "training_state", "tracking", "past_run"},
     {"journal", "results", "memory", "classifier", "checks", "speed"},
-    {"train", "evaluate", "lr_range", "preview", "predict", "export", "sweep", "wandb_report", "report"},
+    {"train", "evaluate", "lr_range", "preview", "predict", "export", "sweep", "wandb_report", "report", "compare"},
     {"trace", "verify_parallel", "verify_resume", "doctor", "repeat"},
     {"cli"},
     {"__main__"},

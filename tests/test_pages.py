@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cifar10_accel.pages.compare import RunShown, write_compare_page
 from cifar10_accel.pages.run import write_run_page
 from cifar10_accel.pages.sweep import write_sweep_page
-from cifar10_accel.predictions import Predictions
+from cifar10_accel.predictions import Predictions, changes
 from cifar10_accel.settings import Settings
 from cifar10_accel.trials import State, Trial
 
@@ -161,14 +162,64 @@ def test_run_page_says_what_is_missing(changes: dict[str, Any], tmp_path: Path) 
         assert "with temperature" not in page.text
 
 
+def write_comparison(path: Path, **changes_to_it: Any) -> None:
+    """The page of three made-up runs: two nets, and the second again."""
+    before = predictions(600)
+    after = Predictions(before.index, before.label, before.probabilities[::-1].copy(), before.loss)
+    fixed, broken = changes(before, after)
+    lines = [{"step": s, "epoch": s / 10, "train/loss": 2 / s, "test/accuracy": s / 30} for s in range(1, 21)]
+    runs = [
+        RunShown(name=name, summary={"train_seconds": 61.0}, lines=lines, test=test)
+        for name, test in ((EVIL, before), ("second", after), ("third", after))
+    ]
+    given: dict[str, Any] = {
+        "runs": runs, "dataset": "synthetic", "differences": {"max_lr": [0.123, 0.4, 0.4]}, "fixed": fixed,
+        "class_names": [EVIL, *map(str, range(1, 10))], "broken": broken, "p_value": 0.0314, "unpaired": "",
+        "seeds": {"B, C": "mean 12.34%"},
+        "images": np.random.default_rng(1).integers(0, 256, (600, 32, 32, 3), dtype=np.uint8),
+    }  # fmt: skip
+    write_compare_page(path, **(given | changes_to_it))
+
+
+def test_compare_page(tmp_path: Path) -> None:
+    write_comparison(tmp_path / "compare.html")
+    page = assert_self_contained(tmp_path / "compare.html")
+    assert page.ids >= {"runs", "differences", "curves", "classes", "fixed", "broken", "seeds"}
+    for said in ("SYNTHETIC", "0.123", "0.0314", "more than chance", "mean 12.34%", "1 min 01 s"):
+        assert said in page.text, said
+    before = predictions(600)
+    after = before.probabilities[::-1].argmax(axis=1) == before.label
+    shown = [int((~before.correct & after).sum()), int((before.correct & ~after).sum())]
+    assert page.text.count('<span class="tile"') == sum(min(count, 280) for count in shown)
+    for count in shown:
+        assert f"{count:,} images" in page.text
+    assert f"{before.accuracy():.2%}" in page.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"images": None, "missing": ["no pictures"]}, {"fixed": [], "broken": []}, {"differences": {}, "seeds": {}},
+     {"unpaired": "Not the same images.", "fixed": [], "broken": [], "p_value": math.nan}],
+    ids=["no images", "nothing changed", "same settings", "unpaired"],
+)  # fmt: skip
+def test_compare_page_of_less(change: dict[str, Any], tmp_path: Path) -> None:
+    write_comparison(tmp_path / "compare.html", **change)
+    page = assert_self_contained(tmp_path / "compare.html")
+    assert ("McNemar" in page.text) == ("unpaired" not in change)
+    for sentence in change.get("missing", [change.get("unpaired", "")]):
+        assert sentence in page.text
+
+
 def test_a_browser_opens_the_pages_without_a_complaint(tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium")
     write_page(tmp_path / "report.html")
     write_sweep_page(many(20), title="s", metric="val/loss", goal="minimize", path=tmp_path / "sweep.html")
+    write_comparison(tmp_path / "compare.html")
     for name, script in {
         "report": "document.querySelector('button[data-cell]').click(); document.querySelector('dialog').open",
+        "compare": "document.querySelector('th button').click(); document.querySelector('th[aria-sort]') !== null",
         "sweep": "document.querySelector('th button').click(); document.querySelector('th[aria-sort]') !== null",
     }.items():
         page = tmp_path / f"{name}.html"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cifar10_accel.errors import InputError
-from cifar10_accel.predictions import Predictions, best_hits, worst_mistakes
+from cifar10_accel.predictions import Predictions, best_hits, changes, worst_mistakes
 
 
 def predictions() -> Predictions:
@@ -48,6 +48,19 @@ def test_worst_mistakes_and_best_hits() -> None:
 def test_no_mistakes() -> None:
     made = predictions()
     assert worst_mistakes(Predictions(made.index, made.prediction, made.probabilities, made.loss), 10) == []
+
+
+def test_changes_say_what_only_one_net_has_right() -> None:
+    """Row 3 becomes right, row 1 wrong; the others stay as they were, right."""
+    before = predictions()
+    shares = before.probabilities.copy()
+    shares[1:4] = [[0.8, 0.1, 0.05, 0.05], [0, 0, 0.7, 0.3], [0.05, 0.05, 0.9, 0]]
+    after = Predictions(before.index, before.label, shares, before.loss)
+    label = np.array([0, 1, 2, 2, 2])
+    before, after = (Predictions(p.index, label, p.probabilities, p.loss) for p in (before, after))
+    assert changes(before, after) == ([3], [1])
+    assert changes(after, before) == ([1], [3])
+    assert changes(before, before) == ([], [])
 
 
 def test_save_and_load(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The report of a real, tiny run: at its end, again later, and of what is left of it."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import TINY
@@ -9,6 +11,7 @@ from conftest import TINY
 from cifar10_accel.cli import main
 from cifar10_accel.predictions import Predictions
 from cifar10_accel.settings import Settings
+from cifar10_accel.spread import mcnemar
 from cifar10_accel.train import train
 
 
@@ -65,3 +68,69 @@ def test_what_cannot_be_reported_is_one_line(tmp_path: Path) -> None:
     assert report().exit_code == 2
     assert report(tmp_path, "--wandb", "me/p").exit_code == 2
     assert report(tmp_path, "--sweep", "x").exit_code == 2
+
+
+def other_run(folder: Path, *, target: Path, setting: tuple[str, str], probabilities: np.ndarray | None = None) -> Path:
+    """A copy of the run with another setting and other answers."""
+    shutil.copytree(folder, target)
+    text = (target / "settings.yaml").read_text()
+    assert setting[0] in text
+    (target / "settings.yaml").write_text(text.replace(*setting))
+    if probabilities is not None:
+        made = Predictions.load(folder / "predictions.npz")
+        Predictions(made.index, made.label, probabilities, made.loss).save(target / "predictions.npz")
+    return target
+
+
+def compare(*args: object) -> Result:
+    return CliRunner().invoke(main, ["compare", *map(str, args)], env={"COLUMNS": "200"})
+
+
+def test_runs_are_compared(run_folder: Path, tmp_path: Path) -> None:
+    """Against a net that is always right: nothing broken, every mistake fixed."""
+    made = Predictions.load(run_folder / "predictions.npz")
+    perfect = np.eye(made.probabilities.shape[1], dtype=np.float32)[made.label]
+    second = other_run(run_folder, target=tmp_path / "b", setting=("max_lr: ", "max_lr: 1"), probabilities=perfect)
+    third = other_run(run_folder, target=tmp_path / "c", setting=("seed: 0", "seed: 1"))
+    done = compare(run_folder, second, third, "--out", tmp_path / "page.html")
+    assert done.exit_code == 0, done.output
+    mistakes = int((~made.correct).sum())
+    said = f"B fixes {mistakes} images and breaks 0; McNemar's exact p = {mcnemar(mistakes, 0):.3g}"
+    assert said in done.stdout
+    assert "max_lr" in done.stdout
+    assert f"A, C differ only in seed: mean {made.accuracy():.2%}, sd 0.00%" in done.stdout
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<span class="tile"') == mistakes
+    assert "SYNTHETIC" in page
+
+
+def test_drawn_images_of_two_seeds_are_not_the_same_images(run_folder: Path, tmp_path: Path) -> None:
+    done = compare(run_folder, other_run(run_folder, target=tmp_path / "b", setting=("seed: 0", "seed: 1")))
+    assert done.exit_code == 0, done.output
+    assert "Not compared image by image" in done.stdout
+    assert "McNemar" not in (tmp_path / "compare.html").read_text()
+
+
+def test_what_cannot_be_compared_is_one_line(run_folder: Path, tmp_path: Path) -> None:
+    made = Predictions.load(run_folder / "predictions.npz")
+    other = other_run(run_folder, target=tmp_path / "b", setting=("seed: 0", "seed: 1"))
+    Predictions(made.index, made.prediction, made.probabilities, made.loss).save(other / "predictions.npz")
+    without = other_run(run_folder, target=tmp_path / "c", setting=("seed: 0", "seed: 1"))
+    (without / "predictions.npz").unlink()
+    for runs, code, said in [
+        ((run_folder,), 2, "two run folders"),
+        ((run_folder, tmp_path), 3, "not a run folder"),
+        ((run_folder, other), 3, "tested on another set"),
+        ((run_folder, without), 3, "no usable predictions.npz"),
+    ]:
+        done = compare(*runs)
+        assert done.exit_code == code, done.output
+        assert said in done.stderr
+        assert code == 2 or done.stderr.count("\n") == 1
+
+
+def test_mcnemar_by_hand() -> None:
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(5, 5) == 1.0
+    assert mcnemar(5, 0) == pytest.approx(2 / 2**5)
+    assert mcnemar(1, 5) == pytest.approx(2 * (1 + 6) / 2**6)

@@ -122,6 +122,28 @@ def report(run: Path | None, wandb: str | None, sweep: str | None) -> None:
         click.echo(verb.report(run))
 
 
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("compare.html"), show_default=True,
+              help="page to write")  # fmt: skip
+@exits_with_one_line
+def compare(runs: tuple[Path, ...], out: Path) -> None:
+    """Compare finished runs: settings, curves, seeds, and image by image the first two."""
+    if len(runs) < 2:
+        raise click.UsageError("give two run folders or more")
+    from rich.console import Console
+
+    from cifar10_accel import compare as verb
+
+    comparison = verb.compare(runs, out=out)
+    console = Console(highlight=False)
+    for table in verb.tables(comparison):
+        console.print(table)
+    for line in verb.in_words(comparison):
+        click.echo(line)
+    click.echo(f"page: {out}")
+
+
 @main.command("lr-range", context_settings=WIDE)
 @click.option("--start-lr", type=LR, default=1e-4, show_default=True, help="first LR")
 @click.option("--end-lr", type=LR, default=10, show_default=True, help="last LR")

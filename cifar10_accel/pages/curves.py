@@ -1,4 +1,4 @@
-"""The learning curves of runs, from the lines of their metrics.jsonl."""
+"""The learning curves of a run or of several, from the lines of their metrics.jsonl."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from cifar10_accel.pages.svg import format_of
 Lines = Sequence[Mapping[str, float]]
 
 SPLITS = {"train": "s4", "val": "s2", "test": "s1"}  # with their styles
+COMPARED = ("val/accuracy", "test/accuracy", "train/accuracy", "val/loss", "test/loss", "train/loss", "lr")
 EPOCH = Axis(label="epoch")
 
 
@@ -33,6 +34,17 @@ def run_curves(lines: Lines) -> list[Markup]:
         charts.append(_chart(found, title=measure.capitalize(), label=measure))
     for metric, title in (("lr", "Learning rate"), ("momentum", "Momentum")):
         charts.append(_chart([curve(lines, metric, name=metric, style="s3")], title=title, label=metric))
+    return [chart for chart in charts if chart is not None]
+
+
+def curves_together(runs: Mapping[str, Lines]) -> list[Markup]:
+    """A chart of each metric that was followed in some run, with a line for every run; up to six have own colours."""
+    charts = []
+    for metric in COMPARED:
+        found = [curve(lines, metric, name=name, style=f"s{number % 6 + 1}") for number, (name, lines) in
+                 enumerate(runs.items())]  # fmt: skip
+        if any(line is not None and len(line.x) > 1 for line in found):
+            charts.append(_chart(found, title=metric, label=metric))
     return [chart for chart in charts if chart is not None]
 
 
