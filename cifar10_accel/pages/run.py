@@ -177,7 +177,7 @@ def _settings_sections(settings: Mapping[str, Any]) -> dict[str, list[_Setting]]
     """The settings under the headings of settings.py; what it does not know comes last."""
     names = {heading: list(section.model_fields) for heading, section in SECTIONS.items()}
     known = {name for section in names.values() for name in section}
-    names["Other"] = [name for name in settings if name not in known]
+    names["Recipe"] = [name for name in settings if name not in known]
     return {
         heading: [_setting(name, settings[name]) for name in section if name in settings]
         for heading, section in names.items()
