@@ -43,7 +43,7 @@ def measure() -> None:
     settings = Settings(recipe="resnet24", dataset="synthetic", synthetic_size=2048)
     accelerator = make_accelerator(settings)
     dataset = load(settings, seed=0)
-    state = build_state(settings, accelerator, num_classes=10)
+    state = build_state(settings, accelerator, dataset)
     plan = BatchPlan.of(settings, accelerator, num_images=len(dataset.train))
     batches = training_batches(
         dataset.train, plan, settings, start_step=0, stop_step=5, device=accelerator.device, dtype=torch.float32

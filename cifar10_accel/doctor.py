@@ -66,7 +66,7 @@ def _examine_speed(settings: Settings, accelerator: Accelerator) -> Iterator[Che
         return
     ((dataset, plan),) = loaded
     yield on_main(accelerator, lambda: checks.augmentation(settings, dataset.train))
-    state = build_state(settings, accelerator, num_classes=len(dataset.class_names))
+    state = build_state(settings, accelerator, dataset)
     try:
         speed = measure(state, dataset.train, plan, settings)
     except (torch.OutOfMemoryError, MemoryError) as error:

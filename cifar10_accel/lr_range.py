@@ -50,7 +50,7 @@ def lr_range(settings: Settings, *, schedule: LrRange) -> LrRangeResult:
     settings = without_auto(settings, on_cpu=accelerator.device.type == "cpu")
     dataset = load(settings, seed=settings.seed)
     plan = BatchPlan.of(settings, accelerator, num_images=len(dataset.train.labels))
-    state = build_state(settings, accelerator, num_classes=len(dataset.class_names))
+    state = build_state(settings, accelerator, dataset)
     plan = fit_in_memory(state, dataset.train, plan, settings)
     batches_of_updates = training_batches(
         dataset.train, plan, settings, start_step=0, stop_step=schedule.total_steps,

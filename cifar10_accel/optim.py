@@ -1,9 +1,13 @@
 """Optimizer, parameter groups and weight averaging of a model."""
 
+from collections import defaultdict
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cifar10_accel.muon import Muon
 from cifar10_accel.settings import OptimSettings
 
 
@@ -13,23 +17,35 @@ def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Opt
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=(settings.momentum, 0.999))
     nesterov = settings.nesterov and settings.momentum > 0
-    return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, nesterov=nesterov)
+    rule = Muon if settings.optimizer == "muon" else torch.optim.SGD
+    return rule(groups, lr=0.0, momentum=settings.momentum, nesterov=nesterov)
 
 
-def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, object]]:
-    """Weights, then norm parameters and biases (everything with one dimension), each with its decay."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    norms_and_biases = [p for p in model.parameters() if p.ndim <= 1]
-    return [
-        {"params": weights, "weight_decay": settings.weight_decay},
-        {"params": norms_and_biases, "weight_decay": settings.weight_decay if settings.decay_norm_and_bias else 0.0},
-    ]
+def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
+    """What is trained: weights; norm parameters and biases (everything with one dimension); what Muon turns.
+
+    `lr_factor`: LR of the group as a multiple of the schedule's.
+    """
+    decay, bias_factor = settings.weight_decay, settings.bias_lr_factor
+    bias_decay = decay / bias_factor if settings.decay_norm_and_bias else 0.0
+    kinds: dict[str, dict[str, Any]] = {
+        "weight": {"lr_factor": 1.0, "weight_decay": decay},
+        # LR times decay stays: a bias that learns faster is not pulled back faster
+        "bias": {"lr_factor": bias_factor, "weight_decay": bias_decay},
+        "orthogonal": {"lr_factor": settings.conv_lr_factor, "weight_decay": 0.0, "orthogonal": True},
+    }
+    members = defaultdict(list)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            is_filter_bank = settings.optimizer == "muon" and parameter.ndim == 4
+            members["orthogonal" if is_filter_bank else "weight" if parameter.ndim > 1 else "bias"].append(parameter)
+    return [options | {"params": members[kind]} for kind, options in kinds.items() if kind in members]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives every parameter group this LR."""
+    """Gives every parameter group its multiple of this LR."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
 
 
 def make_average(model: nn.Module, decay: float | None) -> AveragedModel | None:

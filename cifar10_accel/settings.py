@@ -74,7 +74,7 @@ class DataSettings(_Section):
 class ModelSettings(_Section):
     """Which net."""
 
-    model: Literal["custom_resnet", "resnet18", "depthwise_dilated"] = Field(
+    model: Literal["custom_resnet", "resnet18", "depthwise_dilated", "speednet", "speednet_deep"] = Field(
         "custom_resnet", description="architecture; `cifar10-accel models` describes them"
     )
     width: int = Field(64, ge=4, le=1024, description="channels of the first stage; the others follow in proportion")
@@ -83,6 +83,11 @@ class ModelSettings(_Section):
     logit_scale: Positive = Field(
         0.125, description="factor on the logits; below 1 lets the LR be high (give 1 for resnet18)"
     )
+    whitening: bool = Field(
+        False, description="begin with a fixed convolution that whitens patches, computed from the training images"
+    )
+    identity_init: bool = Field(False, description="let 3x3 convolutions begin by passing their inputs on")
+    norm_scale: bool = Field(True, description="whether norms learn a scale; their bias always is learned")
 
 
 class OptimSettings(_Section):
@@ -90,9 +95,18 @@ class OptimSettings(_Section):
 
     batch_size: int = Field(512, ge=1, description="images per update, over all processes and accumulation steps")
     grad_accum_steps: int = Field(1, ge=1, le=1024, description="pieces a batch is split into to save memory")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="update rule")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; first beta of adamw")
-    nesterov: bool = Field(True, description="Nesterov momentum (sgd)")
+    optimizer: Literal["sgd", "muon", "adamw"] = Field(
+        "sgd", description="update rule; muon: orthogonal updates of convolutions, sgd for the rest"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd and muon; first beta of adamw")
+    nesterov: bool = Field(True, description="Nesterov momentum (sgd, muon)")
+    conv_lr_factor: Positive = Field(
+        0.1,
+        description="muon: LR of convolutions (how far one turns in an update) as a multiple of max_lr",
+    )
+    bias_lr_factor: Positive = Field(
+        1.0, description="LR of norm parameters and biases as a multiple of max_lr (their decay is divided by it)"
+    )
     weight_decay: float = Field(5e-4, ge=0, le=1, description="L2 penalty of sgd; decoupled decay of adamw")
     decay_norm_and_bias: bool = Field(True, description="whether norm parameters and biases are decayed too")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability mass spread evenly over the classes")

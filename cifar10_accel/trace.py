@@ -48,7 +48,7 @@ def trace(settings: Settings, *, num_steps: int) -> Iterator[dict[str, Any]]:
     settings = settings.model_copy(update={"dataset": on_main(accelerator, lambda: found)})
     dataset = load_shared(accelerator, settings)
     plan = BatchPlan.of(settings, accelerator, num_images=len(dataset.train))
-    state = build_state(settings, accelerator, num_classes=len(dataset.class_names))
+    state = build_state(settings, accelerator, dataset)
     norms = _GradientNorms(state)
     schedule = one_cycle(settings, steps_per_epoch=plan.steps_per_epoch)
     stop_step = min(num_steps, schedule.total_steps)

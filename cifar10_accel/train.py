@@ -50,7 +50,7 @@ def train(settings: Settings) -> dict[str, Any]:
     on_main(accelerator, lambda: folder.open(settings))
 
     # 2. Net, optimizer and schedule. The LR is a function of the step: nothing to prepare, nothing to save.
-    state = build_state(settings, accelerator, num_classes=len(dataset.class_names))
+    state = build_state(settings, accelerator, dataset)
     schedule = one_cycle(settings, steps_per_epoch=plan.steps_per_epoch)
     stop_step = min(schedule.total_steps, settings.max_steps or schedule.total_steps)
 

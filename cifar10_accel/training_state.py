@@ -10,11 +10,15 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from cifar10_accel.checkpoint import State, load_into
-from cifar10_accel.models import build
+from cifar10_accel.data.batched import normalize
+from cifar10_accel.data.cifar10 import Dataset, Split
+from cifar10_accel.models import build, fit_whitening
 from cifar10_accel.optim import make_average, make_optimizer
 from cifar10_accel.randomness import seed_for
 from cifar10_accel.settings import Settings
 from cifar10_accel.stopwatch import Stopwatch
+
+WHITENING_IMAGES = 2000  # two million patches
 
 
 @dataclass
@@ -87,9 +91,11 @@ def build_net(settings: Settings, accelerator: Accelerator, *, num_classes: int)
     return net.to(memory_format=torch.channels_last) if settings.channels_last else net
 
 
-def build_state(settings: Settings, accelerator: Accelerator, *, num_classes: int) -> TrainingState:
+def build_state(settings: Settings, accelerator: Accelerator, dataset: Dataset) -> TrainingState:
     """The state before the first update, the same on every rank."""
-    net = build_net(settings, accelerator, num_classes=num_classes)
+    net = build_net(settings, accelerator, num_classes=len(dataset.class_names))
+    if settings.whitening:
+        fit_whitening(net, _some_images(dataset.train, accelerator.device))
     average = make_average(net, settings.ema_decay)
     optimizer = make_optimizer(net, settings)
     if settings.compile:
@@ -99,3 +105,9 @@ def build_state(settings: Settings, accelerator: Accelerator, *, num_classes: in
         accelerator=accelerator, net=net, model=model, average=average, optimizer=prepared_optimizer, step=0,
         since_line=torch.zeros(3, device=accelerator.device), since_epoch=[0.0, 0.0, 0.0], watch=Stopwatch(0.0),
     )  # fmt: skip
+
+
+def _some_images(split: Split, device: torch.device) -> Tensor:
+    """Normalised images from all over the split, (WHITENING_IMAGES or a few more, 3, 32, 32)."""
+    chosen = torch.from_numpy(split.images[:: max(1, len(split) // WHITENING_IMAGES)]).to(device)
+    return normalize(chosen.permute(0, 3, 1, 2), dtype=torch.float32)

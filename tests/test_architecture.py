@@ -7,7 +7,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cifar10_accel"
 FLOORS = [
-    {"errors", "randomness", "schedule", "stopwatch", "processes", "trials", "mirrors", "spread", "calibration"},
+    {
+        "errors",
+        "randomness",
+        "schedule",
+        "stopwatch",
+        "processes",
+        "trials",
+        "mirrors",
+        "spread",
+        "calibration",
+        "muon",
+    },
     {"recipes", "metrics_log", "predictions", "checkpoint", "console", "interrupt", "wandb_api", "children"},
     {"settings"},
     {"flags", "launch", "data", "models", "optim", "run_folder", "pictures", "pages", "wandb_mirror"},

@@ -74,7 +74,7 @@ from cifar10_accel.training_state import build_state
 settings = Settings(**json.loads(sys.argv[1]))
 accelerator = make_accelerator(settings)
 dataset = load(settings, seed=0)
-net = build_state(settings, accelerator, num_classes=10).net
+net = build_state(settings, accelerator, dataset).net
 plain, tta = evaluate_pass(accelerator, net, dataset.test, batch_size=7, tta="multicrop")
 if accelerator.is_main_process:
     print(json.dumps([len(plain.label), plain.accuracy(), plain.loss.tolist(), tta.accuracy()]))

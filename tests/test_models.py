@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cifar10_accel.models import ACTIVATIONS, NETS, build
+from cifar10_accel.models import ACTIVATIONS, NETS, build, fit_whitening
+from cifar10_accel.models.stem import Whitening
 from cifar10_accel.models.summary import describe, layers_table, nets_table
 from cifar10_accel.settings import ModelSettings
 
@@ -41,8 +42,12 @@ def test_settings_name_every_net_and_activation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("custom_resnet", 6_573_120), ("resnet18", 11_173_952), ("depthwise_dilated", 892_672)]
-)
+    ("name", "parameters"),
+    [
+        ("custom_resnet", 6_573_120), ("resnet18", 11_173_952), ("depthwise_dilated", 892_672),
+        ("speednet", 1_972_768), ("speednet_deep", 3_190_432),
+    ],
+)  # fmt: skip
 def test_parameter_counts(name: str, parameters: int) -> None:
     assert count(make(model=name, width=64, head_bias=False)) == parameters
     assert count(make(model=name, width=64, head_bias=True)) == parameters + 10
@@ -52,7 +57,7 @@ def test_width_scales_every_stage(name: str) -> None:
     narrow, wide = (
         {key: p.shape for key, p in make(model=name, width=width).named_parameters()} for width in (WIDTH, 3 * WIDTH)
     )
-    fixed = {3, 1, 10}  # colours, kernel sides and depthwise groups, classes
+    fixed = {1, 2, 3, 10, 24}  # depthwise groups, kernel sides, colours, classes, speednet's stem
     for key, shape in narrow.items():
         for small, large in zip(shape, wide[key], strict=True):
             assert large == (small if small in fixed else 3 * small), key
@@ -203,6 +208,7 @@ def test_receptive_field_takes_the_farthest_path() -> None:
     assert [row.receptive_field for row in describe(TwoPaths())] == [1, 5, 7]
 
 
+@pytest.mark.parametrize("name", ["custom_resnet", "resnet18", "depthwise_dilated", "speednet_deep"])
 def test_every_value_before_the_last_pool_sees_the_whole_image(name: str) -> None:
     last_conv = [row for row in describe(make(model=name)) if "Conv2d" in row.kind][-1]
     assert last_conv.receptive_field >= 2 * 32 - 1  # from corner to corner
@@ -225,3 +231,52 @@ def test_tables_fit_a_narrow_terminal() -> None:
     assert "\N{HORIZONTAL ELLIPSIS}" not in text.getvalue()
     for figure in ("6,573,120", "11,173,952", "892,672", "758.5"):
         assert figure in text.getvalue()
+
+
+def test_speednet_flops() -> None:
+    flops = sum(row.flops for row in describe(make(model="speednet", width=64)))
+    assert round(flops / 2 / 1e6, 1) == 118.1
+
+
+def test_whitening_gives_uncorrelated_channels_of_equal_variance(name: str) -> None:
+    """Checked on the images it was fitted to, whose neighbouring pixels are made to be alike."""
+    smooth = F.avg_pool2d(images(200), 5, stride=1, padding=2)
+    net = make(model=name, whitening=True)
+    fit_whitening(net, smooth)
+    (layer,) = [module for module in net.modules() if isinstance(module, Whitening)]
+    layer.padding = (0, 0)
+    outputs = layer(smooth).transpose(0, 1).flatten(1)
+    half = len(outputs) // 2 if layer.both_signs else len(outputs)
+    covariance = outputs[:half].cov()
+    assert (covariance - covariance.diag().diag()).abs().max() < 0.02
+    assert covariance.diag().min() > 0.3  # the smallest components are held back
+    assert covariance.diag().max() < 1.01
+    assert torch.equal(outputs[half:], -outputs[: len(outputs) - half])
+
+
+def test_whitening_is_not_trained_but_saved(name: str) -> None:
+    net = make(model=name, whitening=True)
+    fixed = [key for key, parameter in net.named_parameters() if not parameter.requires_grad]
+    assert len(fixed) == 1
+    assert fixed[0] in net.state_dict()
+    net(images(2)).sum().backward()
+    assert net.get_parameter(fixed[0]).grad is None
+
+
+@pytest.mark.parametrize("name", ["custom_resnet", "speednet"])
+def test_identity_init_passes_inputs_on(name: str) -> None:
+    plain, identity = make(model=name), make(model=name, identity_init=True)
+    banks = [layer for layer in identity.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels >= WIDTH]
+    assert banks
+    for bank in banks:
+        x = torch.randn(1, bank.in_channels, 5, 5)
+        assert torch.equal(bank(x)[:, : bank.in_channels], x[:, : bank.out_channels])
+    first = next(parameter for parameter in plain.parameters() if parameter.ndim == 4)
+    assert torch.equal(first, next(parameter for parameter in identity.parameters() if parameter.ndim == 4))
+
+
+def test_norm_scale_stays_one(name: str) -> None:
+    net = make(model=name, norm_scale=False)
+    norms = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert norms
+    assert all(not norm.weight.requires_grad and norm.bias.requires_grad for norm in norms)

@@ -3,14 +3,23 @@
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cifar10_accel.models.custom_resnet import CustomResNet
 from cifar10_accel.models.depthwise_dilated import DepthwiseDilated
 from cifar10_accel.models.resnet18 import ResNet18
+from cifar10_accel.models.speednet import SpeedNet
+from cifar10_accel.models.stem import Whitening
 from cifar10_accel.settings import ModelSettings
 
-NETS = {"custom_resnet": CustomResNet, "resnet18": ResNet18, "depthwise_dilated": DepthwiseDilated}
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "custom_resnet": CustomResNet,
+    "resnet18": ResNet18,
+    "depthwise_dilated": DepthwiseDilated,
+    "speednet": SpeedNet,
+    "speednet_deep": partial(SpeedNet, convs_per_stage=3),
+}
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": partial(nn.ReLU, inplace=True),  # the output is enough for its gradient: a third less memory
@@ -25,12 +34,34 @@ def build(settings: ModelSettings, *, num_classes: int) -> nn.Module:
 
     All nets take all model settings alike: `width` scales every stage, the head is one linear layer
     with a bias if `head_bias`, and the logits leave the net multiplied by `logit_scale`.
-    Weights are drawn from torch's global generator: seed it first.
+    Weights are drawn from torch's global generator: seed it first. A whitening stem is random until `fit_whitening`.
     """
-    return NETS[settings.model](
+    net = NETS[settings.model](
         width=settings.width,
         num_classes=num_classes,
         activation=ACTIVATIONS[settings.activation],
         head_bias=settings.head_bias,
         logit_scale=settings.logit_scale,
+        whitening=settings.whitening,
     )
+    if settings.identity_init:
+        _start_as_identity(net)
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.weight.requires_grad_(settings.norm_scale)
+    return net
+
+
+def fit_whitening(net: nn.Module, images: Tensor) -> None:
+    """Fits the whitening stem, if the net has one, to normalised images (N, 3, 32, 32)."""
+    for layer in net.modules():
+        if isinstance(layer, Whitening):
+            layer.fit(images)
+
+
+@torch.no_grad()
+def _start_as_identity(net: nn.Module) -> None:
+    """Lets the first filters of every dense 3x3 convolution but the stem pass their inputs on; the rest stay random."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer.groups == 1 and layer.in_channels > 3:
+            nn.init.dirac_(layer.weight[: layer.in_channels])

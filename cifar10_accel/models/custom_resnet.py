@@ -10,16 +10,19 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from cifar10_accel.models.stem import stem
+
 
 class CustomResNet(nn.Module):
     """Images (N, 3, 32, 32) to logits (N, num_classes); stages of 1, 2, 4 and 8 times `width` channels."""
 
     def __init__(
-        self, *, width: int, num_classes: int, activation: Callable[[], nn.Module], head_bias: bool, logit_scale: float
-    ) -> None:
+        self, *, width: int, num_classes: int, activation: Callable[[], nn.Module], head_bias: bool, logit_scale: float,
+        whitening: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.logit_scale = logit_scale
-        self.prep = nn.Sequential(_conv(3, width), nn.BatchNorm2d(width), activation())
+        self.prep = nn.Sequential(stem(width, whitening=whitening), nn.BatchNorm2d(width), activation())
         self.layer1 = nn.Sequential(_halve(width, 2 * width, activation), _Residual(2 * width, activation))
         self.layer2 = _halve(2 * width, 4 * width, activation)
         self.layer3 = nn.Sequential(_halve(4 * width, 8 * width, activation), _Residual(8 * width, activation))

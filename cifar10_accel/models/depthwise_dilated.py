@@ -13,17 +13,19 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from cifar10_accel.models.stem import stem
+
 
 class DepthwiseDilated(nn.Module):
     """Images (N, 3, 32, 32) to logits (N, num_classes); stages of 1, 2, 4 and 8 times `width` channels."""
 
     def __init__(
-        self, *, width: int, num_classes: int, activation: Callable[[], nn.Module], head_bias: bool, logit_scale: float
-    ) -> None:
+        self, *, width: int, num_classes: int, activation: Callable[[], nn.Module], head_bias: bool, logit_scale: float,
+        whitening: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.logit_scale = logit_scale
-        stem = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
-        self.prep = nn.Sequential(stem, nn.BatchNorm2d(width), activation())
+        self.prep = nn.Sequential(stem(width, whitening=whitening), nn.BatchNorm2d(width), activation())
         self.layer1 = _stage(width, activation, stride=2)
         self.layer2 = _stage(2 * width, activation, stride=2)
         self.layer3 = _stage(4 * width, activation, stride=1)

@@ -9,16 +9,19 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from cifar10_accel.models.stem import stem
+
 
 class ResNet18(nn.Module):
     """Images (N, 3, 32, 32) to logits (N, num_classes); stages of 1, 2, 4 and 8 times `width` channels."""
 
     def __init__(
-        self, *, width: int, num_classes: int, activation: Callable[[], nn.Module], head_bias: bool, logit_scale: float
-    ) -> None:
+        self, *, width: int, num_classes: int, activation: Callable[[], nn.Module], head_bias: bool, logit_scale: float,
+        whitening: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.logit_scale = logit_scale
-        self.stem = nn.Sequential(_conv3x3(3, width, stride=1), nn.BatchNorm2d(width), activation())
+        self.stem = nn.Sequential(stem(width, whitening=whitening), nn.BatchNorm2d(width), activation())
         self.stage1 = _stage(width, width, activation, stride=1)
         self.stage2 = _stage(width, 2 * width, activation, stride=2)
         self.stage3 = _stage(2 * width, 4 * width, activation, stride=2)

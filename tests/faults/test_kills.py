@@ -41,7 +41,8 @@ def test_one_kill(tmp_path: Path, fault: OpenFault, count: Count, straight: Stra
 @pytest.mark.parametrize(
     ("name", "num_processes", "program", "changes"),
     [
-        ("one process", 1, TRAIN, {}),
+        ("Muon on a whitened speednet", 1, TRAIN,
+         {"model": "speednet", "whitening": True, "identity_init": True, "norm_scale": False, "optimizer": "muon"}),
         ("two processes", 2, TRAIN, {}),
         ("averaged weights, Albumentations in two workers", 1, TRAIN,
          {"ema_decay": 0.9, "augment_backend": "albumentations", "num_workers": 2}),

@@ -1,0 +1,76 @@
+"""Parameter groups, and Muon: what it does to a filter bank, and that the rest is plain SGD."""
+
+import pytest
+import torch
+from torch import nn
+
+from cifar10_accel.models import build
+from cifar10_accel.muon import Muon, orthogonalized
+from cifar10_accel.optim import make_optimizer, parameter_groups, set_lr
+from cifar10_accel.settings import ModelSettings, OptimSettings
+
+
+def speednet() -> nn.Module:
+    torch.manual_seed(0)
+    settings = ModelSettings(model="speednet", width=8, whitening=True, norm_scale=False)
+    return build(settings, num_classes=10)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
+def test_groups_hold_everything_trained_once(optimizer: str) -> None:
+    net = speednet()
+    groups = parameter_groups(net, OptimSettings.model_validate({"optimizer": optimizer}))
+    members = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(members) == sorted(id(parameter) for parameter in net.parameters() if parameter.requires_grad)
+    assert len(groups) == (3 if optimizer == "muon" else 2)
+
+
+def test_factors_on_the_lr_leave_the_decay_of_an_update() -> None:
+    settings = OptimSettings(optimizer="muon", bias_lr_factor=64, conv_lr_factor=0.25, weight_decay=0.01)
+    optimizer = make_optimizer(speednet(), settings)
+    set_lr(optimizer, 2.0)
+    weights, biases, filters = optimizer.param_groups
+    assert (weights["lr"], biases["lr"], filters["lr"]) == (2.0, 128.0, 0.5)
+    assert weights["lr"] * weights["weight_decay"] == pytest.approx(biases["lr"] * biases["weight_decay"])
+    assert filters["weight_decay"] == 0
+
+
+def test_decay_of_biases_can_be_off() -> None:
+    _, biases = parameter_groups(speednet(), OptimSettings(decay_norm_and_bias=False))
+    assert biases["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
+def test_orthogonalized_keeps_directions_and_levels_sizes(shape: tuple[int, int]) -> None:
+    """The singular vectors stay, the singular values come near one, whatever the scale."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, sizes, vh = torch.linalg.svd(matrix, full_matrices=False)
+    levelled = u.T @ orthogonalized(matrix) @ vh.T
+    assert (levelled - levelled.diag().diag()).abs().max() < 1e-10
+    large = sizes > 0.1 * sizes.max()
+    assert levelled.diag()[large].min() > 0.5
+    assert levelled.diag().max() < 1.3
+    torch.testing.assert_close(orthogonalized(1e3 * matrix), orthogonalized(matrix), rtol=1e-5, atol=1e-5)
+
+
+def test_muon_turns_filters_by_the_lr_whatever_the_gradient() -> None:
+    filters = nn.Parameter(torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)))
+    optimizer = Muon([{"params": [filters], "orthogonal": True}], lr=0.1, momentum=0.6, nesterov=True)
+    for scale in (1e-6, 1.0, 1e6):
+        before = filters.detach() * len(filters) ** 0.5 / filters.detach().norm()
+        filters.grad = scale * torch.randn(filters.shape, generator=torch.Generator().manual_seed(1))
+        optimizer.step()
+        moved = (filters.detach() - before).norm() / before.norm()
+        assert 0.08 < moved < 0.12
+
+
+def test_muon_leaves_the_rest_to_sgd() -> None:
+    weights = [nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
+    ours = Muon([{"params": [weights[0]]}], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+    theirs = torch.optim.SGD([weights[1]], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+    for step in range(3):
+        for weight in weights:
+            weight.grad = torch.full((3, 2), float(step + 1))
+        ours.step()
+        theirs.step()
+    assert torch.equal(*weights)
