@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from rich.table import Table
 from torch import nn
 
-from cifar10_accel.data.cifar10 import Dataset
+from cifar10_accel.data.cifar10 import Dataset, Split
 from cifar10_accel.engine import evaluate_pass
 from cifar10_accel.errors import OutOfResourcesError
 from cifar10_accel.metrics_log import read_metrics
@@ -27,11 +27,12 @@ NUM_GRID_IMAGES = 40  # images in each picture
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Predictions on the test set, plain and with TTA, and on the hold-out if there is one."""
+    """Predictions on the test set, plain and with TTA, and on the hold-out, if there is one."""
 
     test: Predictions
     test_tta: Predictions | None
     val: Predictions | None
+    val_tta: Predictions | None
     class_names: tuple[str, ...]
 
     def metrics(self) -> dict[str, float]:
@@ -41,6 +42,8 @@ class Evaluation:
             metrics["test/accuracy_tta"] = self.test_tta.accuracy()
         if self.val is not None:
             metrics |= {"val/accuracy": self.val.accuracy(), "val/loss": self.val.mean_loss()}
+        if self.val_tta is not None:
+            metrics["val/accuracy_tta"] = self.val_tta.accuracy()
         for name, accuracy in zip(self.class_names, self.test.class_accuracy(), strict=True):
             if not math.isnan(accuracy):  # a class without test images, which a folder may have
                 metrics[f"test/class_accuracy/{name}"] = float(accuracy)
@@ -72,10 +75,13 @@ def labelled(dataset_name: str) -> str:
 
 def evaluate_all(accelerator: Accelerator, net: nn.Module, dataset: Dataset, settings: RunSettings) -> Evaluation:
     """Evaluates on the test set and the hold-out. All ranks must call this; all get the same."""
-    batch_size = settings.eval_batch_size
-    test, test_tta = evaluate_pass(accelerator, net, dataset.test, batch_size=batch_size, tta=settings.tta)
-    val = None if dataset.val is None else evaluate_pass(accelerator, net, dataset.val, batch_size=batch_size)[0]
-    return Evaluation(test=test, test_tta=test_tta, val=val, class_names=dataset.class_names)
+
+    def measured(split: Split) -> tuple[Predictions, Predictions | None]:
+        return evaluate_pass(accelerator, net, split, batch_size=settings.eval_batch_size, tta=settings.tta)
+
+    test, test_tta = measured(dataset.test)
+    val, val_tta = (None, None) if dataset.val is None else measured(dataset.val)
+    return Evaluation(test=test, test_tta=test_tta, val=val, val_tta=val_tta, class_names=dataset.class_names)
 
 
 def write_results(

@@ -219,3 +219,23 @@ def test_accumulation_changes_nothing_but_the_norm_statistics(straight: Path, tm
     first, second = (read_metrics(folder / "metrics.jsonl") for folder in (straight, tmp_path / "run"))
     assert [line.get("lr") for line in first] == [line.get("lr") for line in second]
     assert first[0]["train/loss"] == pytest.approx(second[0]["train/loss"], abs=0.1)
+
+
+def test_tta_is_measured_on_test_set_and_hold_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the plain view as the only one both numbers are the same."""
+    monkeypatch.setitem(engine.VIEWS, "flip", [(1.0, 0, 0, False)])
+    summary = run(tmp_path / "run", tta="flip", max_steps=2)
+    assert summary["test/accuracy_tta"] == summary["test/accuracy"]
+    assert summary["val/accuracy_tta"] == summary["val/accuracy"]
+    assert "val/accuracy_tta" not in run(tmp_path / "plain", max_steps=2)
+
+
+def test_a_speednet_learns_with_muon_and_a_whitened_stem(tmp_path: Path) -> None:
+    techniques = {"whitening": True, "identity_init": True, "norm_scale": False, "optimizer": "muon"}
+    summary = run(
+        tmp_path / "run", model="speednet", width=8, momentum=0.6, max_lr=3.0, synthetic_size=1000, **techniques
+    )
+    assert summary["test/accuracy"] > 0.5
+    saved = weights(tmp_path / "run")
+    assert saved["stem.0.weight"].shape == (24, 3, 2, 2)
+    assert torch.equal(saved["stage1.halve.2.weight"], torch.ones(8))
