@@ -13,6 +13,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from cifar10_accel.allocator import keep_freed_memory
 from cifar10_accel.errors import SettingsError, UserError
 from cifar10_accel.settings import RunSettings, Settings
 
@@ -46,6 +47,7 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
         _check_cpu_precision(accelerator)
         torch.set_num_threads(settings.num_threads or _cores_per_process())
         torch.set_flush_denormal(True)
+        keep_freed_memory()
     _choose_kernels(settings.deterministic)
     if accelerator.num_processes > 1:
         atexit.register(_leave_process_group)

@@ -18,6 +18,7 @@ FLOORS = [
         "spread",
         "calibration",
         "muon",
+        "allocator",
     },
     {"recipes", "metrics_log", "predictions", "checkpoint", "console", "interrupt", "wandb_api", "children"},
     {"settings"},
