@@ -32,8 +32,11 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
         "weight": {"lr_factor": 1.0, "weight_decay": decay},
         # LR times decay stays: a bias that learns faster is not pulled back faster
         "bias": {"lr_factor": bias_factor, "weight_decay": bias_decay},
-        "orthogonal": {"lr_factor": settings.conv_lr_factor, "weight_decay": 0.0, "orthogonal": True},
-    }
+        "orthogonal": {
+            "lr_factor": settings.conv_lr_factor, "momentum": settings.conv_momentum, "weight_decay": 0.0,
+            "orthogonal": True,
+        },
+    }  # fmt: skip
     members = defaultdict(list)
     for parameter in model.parameters():
         if parameter.requires_grad:

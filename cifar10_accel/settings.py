@@ -98,12 +98,13 @@ class OptimSettings(_Section):
     optimizer: Literal["sgd", "muon", "adamw"] = Field(
         "sgd", description="update rule; muon: orthogonal updates of convolutions, sgd for the rest"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd and muon; first beta of adamw")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; first beta of adamw")
     nesterov: bool = Field(True, description="Nesterov momentum (sgd, muon)")
     conv_lr_factor: Positive = Field(
         0.1,
         description="muon: LR of convolutions (how far one turns in an update) as a multiple of max_lr",
     )
+    conv_momentum: float = Field(0.6, ge=0, lt=1, description="muon: momentum of convolutions; momentum is the rest's")
     bias_lr_factor: Positive = Field(
         1.0, description="LR of norm parameters and biases as a multiple of max_lr (their decay is divided by it)"
     )
