@@ -131,6 +131,18 @@ def train_all(runs: Sequence[Seed], *, num_workers: int, say: Callable[[str], No
             time.sleep(POLL_SECONDS)
 
 
+def share_of_machine(worker: int, num_workers: int) -> tuple[dict[str, str], int | None]:
+    """What one of several workers gets: variables that show it one GPU, or its CPU threads (None: as the run says)."""
+    num_gpus = torch.accelerator.device_count()
+    if num_gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        number = worker % num_gpus
+        return {
+            "CUDA_VISIBLE_DEVICES": visible[number] if len(visible) >= num_gpus and visible[0] else str(number)
+        }, None
+    return {}, max(1, (os.cpu_count() or 1) // num_workers) if num_workers > 1 else None
+
+
 def table(outcome: Outcome) -> Table:
     """One row per seed."""
     groups = [group for group in (outcome.recipe, outcome.against) if group is not None]
@@ -167,16 +179,10 @@ def write(outcome: Outcome, path: Path) -> None:
 
 def _started(run: Seed, worker: int, num_workers: int) -> Any:
     """The context of a training on this worker's share of the machine."""
-    num_gpus = torch.accelerator.device_count()
-    environment, given = {}, dict(run.flags)
-    if num_gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        number = worker % num_gpus
-        environment["CUDA_VISIBLE_DEVICES"] = (
-            visible[number] if len(visible) >= num_gpus and visible[0] else str(number)
-        )
-    elif num_workers > 1 and run.settings.num_threads is None:
-        given["num_threads"] = max(1, (os.cpu_count() or 1) // num_workers)
+    environment, num_threads = share_of_machine(worker, num_workers)
+    given = dict(run.flags)
+    if num_threads is not None and run.settings.num_threads is None:
+        given["num_threads"] = num_threads
     run.folder.path.parent.mkdir(parents=True, exist_ok=True)
     return running(training_command(flags_of(given), num_processes=1), log=_log(run), environment=environment)
 

@@ -1,0 +1,114 @@
+"""What each technique of a recipe buys: `python -m benchmarks.techniques --recipe cpu --epochs 4 --width 8`.
+
+The recipe against itself with one technique taken out, with the same seeds: order, augmentation and hold-out of a
+pair are the same. Measured on training images held out, never on the test set. Runs in pieces that add up.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from benchmarks.accuracy import how_many_are_missing
+from benchmarks.machine import describe_machine
+from benchmarks.trainings import (
+    HOLD_OUT,
+    MINUTES,
+    WORKERS,
+    benchmark_flags,
+    images_of,
+    mean_and_interval,
+    seeds_option,
+    summaries,
+    train_for,
+)
+from cifar10_accel.flags import WIDE, exits_with_one_line, settings_flags
+from cifar10_accel.repeat import Seed, plan
+from cifar10_accel.settings import Settings
+from cifar10_accel.spread import Spread
+
+# A technique and the settings that take it out. Those that a recipe does not have are left out by themselves;
+# each of its augmentations is one more.
+TECHNIQUES: dict[str, dict[str, Any]] = {
+    "whitening stem": {"whitening": False},
+    "identity initialisation": {"identity_init": False},
+    "norm scales fixed at 1": {"norm_scale": True},
+    "high LR of biases": {"bias_lr_factor": 1.0},
+    "Muon": {"optimizer": "sgd", "momentum": 0.85},
+    "label smoothing": {"label_smoothing": 0.0},
+    "alternating flip": {"flip_mode": "random"},
+    "reflecting pad": {"pad_mode": "constant"},
+    "averaged weights": {"ema_decay": None},
+    "smooth activation": {"activation": "relu"},
+    "scaled logits": {"logit_scale": 1.0},
+    "MixUp": {"mixup_alpha": None},
+    "CutMix": {"cutmix_alpha": None},
+}
+Summaries = Mapping[int, Mapping[str, Any]]  # by seed
+
+
+@click.command(context_settings=WIDE)
+@seeds_option(default=3)
+@MINUTES
+@WORKERS
+@settings_flags
+@exits_with_one_line
+def main(seeds: int, minutes: float, workers: int | None, **flags: Any) -> None:
+    """A recipe against itself with one technique taken out, on a hold-out, with paired seeds."""
+    groups = plan_groups({"val_size": HOLD_OUT} | benchmark_flags(flags), num_seeds=seeds)
+    runs = [run for pair in zip(*groups.values(), strict=True) for run in pair]  # whole pairs first
+    missing = train_for(minutes, runs, num_workers=workers, say=click.echo)
+    click.echo(f"\n{describe_machine()}\n")
+    click.echo(table({name: summaries(group) for name, group in groups.items()}, runs[0].settings))
+    if missing:
+        click.echo(how_many_are_missing(missing, len(runs)))
+
+
+def plan_groups(flags: dict[str, Any], *, num_seeds: int) -> dict[str, list[Seed]]:
+    """The recipe's runs under "", and those without each technique that the recipe has, by its name."""
+    name, runs = plan(flags, num_seeds=num_seeds)
+    groups, names = {"": runs}, {name}
+    base = runs[0].settings
+    augmentations = {
+        f"augmentation: {one}": {"augment": [other for other in base.augment if other != one]} for one in base.augment
+    }
+    for technique, without in (TECHNIQUES | augmentations).items():
+        name, runs = plan(flags | {"recipe": base.recipe} | without, num_seeds=num_seeds)
+        if name not in names:
+            groups[technique], names = runs, names | {name}
+    return groups
+
+
+def table(found: Mapping[str, Summaries], settings: Settings) -> str:
+    """A row per technique: without it, what it buys, and the time that training takes without it."""
+    with_tta = settings.tta != "none"
+    metric = "val/accuracy_tta" if with_tta else "val/accuracy"
+    base = found[""]
+    lines = [
+        f"{settings.recipe}, {settings.epochs} epochs, width {settings.width}: {images_of(base, settings)}, "
+        + (f"with TTA ({settings.tta})" if with_tta else "without TTA"),
+        "\n| without | accuracy | it buys, points, 95% interval of pairs | pairs | training time without it |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    if base:
+        accuracy = mean_and_interval(Spread.of([float(summary[metric]) for summary in base.values()]))
+        lines.append(f"| (nothing: the recipe) | {accuracy} | | {len(base)} | 1.00x |")
+    lines += [_row(name, base, without, metric, metric) for name, without in found.items() if name]
+    if with_tta:
+        lines.append(_row("TTA", base, base, metric, "val/accuracy"))
+    return "\n".join(lines)
+
+
+def _row(name: str, base: Summaries, without: Summaries, metric: str, metric_without: str) -> str:
+    pairs = [(base[seed], summary) for seed, summary in without.items() if seed in base]
+    if not pairs:
+        return f"| {name} | - | - | 0 | - |"
+    accuracy = Spread.of([float(other[metric_without]) for _, other in pairs])
+    bought = Spread.of([float(one[metric]) - float(other[metric_without]) for one, other in pairs])
+    half = f" +- {100 * (bought.high - bought.mean):.2f}" if bought.num > 1 else ""
+    ratio = sum(other["train_seconds"] for _, other in pairs) / sum(one["train_seconds"] for one, _ in pairs)
+    return f"| {name} | {mean_and_interval(accuracy)} | {100 * bought.mean:+.2f}{half} | {bought.num} | {ratio:.2f}x |"
+
+
+if __name__ == "__main__":
+    main()
