@@ -6,23 +6,19 @@ as little as can be. Needs no data. With a GPU it also measures the batched exec
 """
 
 import importlib.util
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 import torchvision.transforms.v2 as tv
 
 from benchmarks import memory
-from cifar10_accel.data.augment import MEAN, STD, A, apply, image_key, image_keys, training_pipeline
+from benchmarks.machine import describe_machine
+from cifar10_accel.data.augment import MEAN, STD, apply, image_key, image_keys, training_pipeline
 from cifar10_accel.data.batched import lower, normalize
-from cifar10_accel.settings import DataSettings, Settings
+from cifar10_accel.settings import Settings
 
 BATCH = 512
 AT_ONCE = 8  # batches that training augments together on a GPU
@@ -39,7 +35,7 @@ Contestant = tuple[str, int, Callable[[], Any]]  # name, images a call, call
 def main() -> None:
     """Prints the machine, the versions and the tables."""
     torch.set_num_threads(1)
-    print_machine()
+    print(describe_machine("torchvision", "albumentations", "kornia", "numpy"))
     print_table(contestants())
     print(flush=True)
     memory.main()
@@ -47,20 +43,12 @@ def main() -> None:
         print_gpu()
 
 
-def print_machine() -> None:
-    """The machine and the versions that matter here."""
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    print(f"machine: {cpu or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"python {platform.python_version()}, torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()})")
-    print(f"torchvision {torchvision.__version__}, albumentations {A.__version__}, numpy {np.__version__}")
-
-
 def contestants() -> list[Contestant]:
     """Ours first; every other runs the same transforms in its own way."""
-    pipeline = training_pipeline(DataSettings())
+    pipeline = training_pipeline(Settings())
     augment = lower(pipeline)
     indices = torch.arange(BATCH)
-    plain = training_pipeline(DataSettings())
+    plain = training_pipeline(Settings())
     torchvision_pipeline = torchvision_transforms()
     found: list[Contestant] = [
         ("batched", BATCH, lambda: augment(BATCHED, image_keys(0, 0, indices), torch.float32)),
@@ -123,7 +111,7 @@ def print_table(found: list[Contestant]) -> None:
 
 def print_gpu() -> None:
     """The batched execution on the GPU, and its share of a training step of `custom_resnet` in fp16."""
-    augment = lower(training_pipeline(DataSettings()))
+    augment = lower(training_pipeline(Settings()))
     print(f"\n| {torch.cuda.get_device_name()}, torch {torch.version.cuda} | images/s | ms a batch |\n|---|---:|---:|")
     for num_images in (BATCH, AT_ONCE * BATCH, 50_000):
         images = torch.randint(0, 256, (num_images, 32, 32, 3), dtype=torch.uint8, device="cuda").permute(0, 3, 1, 2)
@@ -147,7 +135,7 @@ def _training_step() -> Callable[[], None]:
     def step() -> None:
         with torch.autocast("cuda", torch.float16):
             loss = torch.nn.functional.cross_entropy(net(inputs), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     return step
 
@@ -167,12 +155,5 @@ def _gpu_seconds(call: Callable[[], Any]) -> float:
     return min(times)
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

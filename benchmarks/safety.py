@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.nn.utils import get_total_norm
 
+from benchmarks.machine import describe_machine
 from cifar10_accel import checkpoint
 from cifar10_accel.data.batches import BatchPlan, training_batches
 from cifar10_accel.data.cifar10 import load
@@ -65,8 +66,8 @@ def measure() -> None:
 
         saved = seconds(4, save)
     epoch = STEPS_PER_EPOCH * update
-    accelerator.print(f"{accelerator.num_processes} processes, {torch.get_num_threads()} thread(s) each; "
-                      f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    accelerator.print(describe_machine())
+    accelerator.print(f"{accelerator.num_processes} processes, {torch.get_num_threads()} thread(s) each")
     accelerator.print("\n| part | ms each | times an epoch | share of the epoch |\n|---|---:|---:|---:|")
     for name, each, times in (
         ("update", update, STEPS_PER_EPOCH), ("agreement on stop signals", agree, STEPS_PER_EPOCH),
