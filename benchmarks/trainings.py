@@ -5,6 +5,7 @@ that was cut off continues. A worker trains its runs one after another, so a GPU
 once for many short runs; when the time is over it gets the signal that every training obeys: save and stop.
 """
 
+import gc
 import json
 import math
 import sys
@@ -144,6 +145,7 @@ def work(queue: Path) -> None:
             train(Settings(**flags))
         except NonFiniteError as error:  # its folder says so; the others can still be trained
             print(f"warning: {flags['run_dir']}: {error}", file=sys.stderr)
+        gc.collect()  # nets hang in cycles, which on a GPU would pile up
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def test_ours_and_the_peer_alternate_and_add_up(tmp_path: Path, monkeypatch: pyt
     place.add([run, run], block=0)
     place.add([run], block=1)
     for _ in range(2):
-        run_blocks(place, tmp_path, runs=2, minutes=1)
+        run_blocks(place, tmp_path, runs=2, minutes=9)
         assert [len(place.runs(block)) for block in range(4)] == [2, 2, 2, 2]
     ours = place.runs(2)
     assert all(0 <= run.plain <= 1 and run.tta is not None and 0 < run.train_seconds < run.seconds for run in ours)
