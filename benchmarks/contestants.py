@@ -99,7 +99,7 @@ def bare_pytorch(task: Task, net: nn.Module) -> float:
         for group in optimizer.param_groups:
             group["lr"] = task.schedule.lr_at(step)
         loss = F.cross_entropy(net(images), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
     return feed.seconds

@@ -75,7 +75,7 @@ def make_task(net: nn.Module, settings: Settings, *, steps: int) -> Task:
         labels = torch.randint(0, 10, (size,), device=device)
         batches.append(Batch(images, labels, torch.arange(start, start + size, device=device), labels, 1.0))
     schedule = one_cycle(settings, steps_per_epoch=NUM_IMAGES // size)
-    net = net.to(device, memory_format=torch.channels_last)
+    net = net.to(device).to(memory_format=torch.channels_last)
     return Task(net=net, batches=batches, settings=settings, schedule=schedule, steps=steps)
 
 
