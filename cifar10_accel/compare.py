@@ -99,7 +99,7 @@ def _write(comparison: Comparison, past: Sequence[PastRun], out: Path) -> None:
     missing, images = [f"{run.folder.name()}: {said}" for run in past for said in run.missing], None
     if not comparison.unpaired:
         try:
-            images = past[0].test_images()
+            images = past[0].dataset().test.images
         except UserError as error:
             missing.append(str(error))
     write_compare_page(

@@ -22,6 +22,7 @@ from cifar10_accel.data.resident import ResidentImages
 from cifar10_accel.errors import NonFiniteError
 from cifar10_accel.optim import set_lr
 from cifar10_accel.predictions import Predictions
+from cifar10_accel.recorder import Recorder
 from cifar10_accel.settings import OptimSettings
 
 # Weight, vertical and horizontal shift in pixels, mirrored: each view of a test image. The shifted
@@ -39,20 +40,21 @@ VIEWS: dict[str, list[tuple[float, int, int, bool]]] = {
 
 def train_step(
     accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, batches: list[Batch],
-    *, lr: float, settings: OptimSettings, average: AveragedModel | None,
+    *, lr: float, settings: OptimSettings, average: AveragedModel | None, recorder: Recorder | None = None,
 ) -> Tensor:  # fmt: skip
     """Makes one update from this rank's accumulation steps; all ranks must call this.
 
     Returns (3,) float: this rank's sum of losses, number of right answers, number of images, on the
-    device. On a CPU, where looking costs nothing, a loss or gradient that is not finite, on any rank, stops
-    all ranks before the update; on a GPU the journal looks, whenever it waits for the device anyway.
+    device. The recorder, if there is one, is told what the net said of each image. On a CPU, where looking
+    costs nothing, a loss or gradient that is not finite, on any rank, stops all ranks before the update; on a
+    GPU the journal looks, whenever it waits for the device anyway.
     """
     set_lr(optimizer, lr)
     totals = torch.zeros(3, device=accelerator.device)
     for number, batch in enumerate(batches, start=1):
         is_last = number == len(batches)
         with nullcontext() if is_last else accelerator.no_sync(model):
-            totals += forward_backward(accelerator, model, batch, settings, num_batches=len(batches))
+            totals += forward_backward(accelerator, model, batch, settings, num_batches=len(batches), recorder=recorder)
     if accelerator.device.type == "cpu":
         require_finite(accelerator.reduce(totals), "the loss")
         require_finite(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]), "the gradient")
@@ -66,8 +68,9 @@ def train_step(
 
 
 def forward_backward(
-    accelerator: Accelerator, model: nn.Module, batch: Batch, settings: OptimSettings, *, num_batches: int
-) -> Tensor:
+    accelerator: Accelerator, model: nn.Module, batch: Batch, settings: OptimSettings,
+    *, num_batches: int, recorder: Recorder | None = None,
+) -> Tensor:  # fmt: skip
     """Adds the gradient of one accumulation step to the parameters; returns (3,) as `train_step` does."""
     logits = model(batch.images).float()  # (B, K)
     loss = F.cross_entropy(logits, batch.labels, label_smoothing=settings.label_smoothing)
@@ -76,7 +79,10 @@ def forward_backward(
         loss = batch.weight * loss + (1 - batch.weight) * partner_loss
     accelerator.backward(loss / num_batches)
     num_images = loss.new_full((), len(batch.labels))
-    num_right = (logits.detach().argmax(dim=1) == batch.labels).sum().float()
+    answers = logits.detach().argmax(dim=1)
+    if recorder is not None:
+        recorder.note(batch.indices, batch.labels, logits.detach(), answers)
+    num_right = (answers == batch.labels).sum().float()
     return torch.stack([loss.detach() * num_images, num_right, num_images])
 
 

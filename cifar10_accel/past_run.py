@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cifar10_accel.data import official
-from cifar10_accel.data.cifar10 import load
+from cifar10_accel.data.cifar10 import Dataset, load
+from cifar10_accel.dynamics import Dynamics
 from cifar10_accel.errors import InputError, UserError
 from cifar10_accel.metrics_log import read_metrics
 from cifar10_accel.predictions import Predictions
@@ -31,6 +32,7 @@ class PastRun:
     lines: list[dict[str, float]]
     test: Predictions | None
     val: Predictions | None
+    dynamics: Dynamics | None  # None for a run that has finished no epoch, or is older than they are
     missing: tuple[str, ...]
 
     @classmethod
@@ -51,29 +53,32 @@ class PastRun:
             test=_or_missing(lambda: _sound(folder.predictions), missing),
             val=_or_missing(lambda: _sound(folder.val_predictions), missing)
             if folder.val_predictions.exists() else None,
+            dynamics=_or_missing(lambda: Dynamics.load(folder.dynamics), missing) if folder.dynamics.exists() else None,
             missing=tuple(missing),
         )  # fmt: skip
 
     def class_names(self) -> list[str]:
-        """Of the classes of the predictions, or numbers where the run has not recorded them."""
+        """Of the classes of the predictions and dynamics, or numbers where the run has not recorded them."""
         num_classes = 0 if self.test is None else self.test.probabilities.shape[1]
+        if self.dynamics is not None:
+            num_classes = max(num_classes, self.dynamics.num_classes)
         recorded = self.environment.get("classes", [])
-        if isinstance(recorded, list) and len(recorded) == num_classes:
+        if isinstance(recorded, list) and (len(recorded) == num_classes or self.test is None):
             return [str(name) for name in recorded]
         return [f"class {number}" for number in range(num_classes)]
 
-    def test_images(self) -> Pixels:
-        """The test images that the predictions are about, (N, 32, 32, 3). Nothing is downloaded.
+    def dataset(self) -> Dataset:
+        """The data set that the run was trained on and its predictions are about. Nothing is downloaded.
 
-        Raises `InputError` if they are not at hand, or are not those that the run was tested on.
+        Raises `InputError` if it is not at hand, or is not the one that the run was tested on.
         """
         where = self.settings.data_dir
         if self.settings.dataset in ("auto", "cifar10") and official.locate(where) is None:
             raise InputError(f"no pictures: there is no CIFAR-10 in {where}; `cifar10-accel data fetch` gets it")
-        split = load(self.settings.model_copy(update={"val_size": 0}), seed=self.settings.seed).test
-        if self.test is not None and not _is_about(self.test, split.labels):
+        dataset = load(self.settings, seed=self.settings.seed)
+        if self.test is not None and not _is_about(self.test, dataset.test.labels):
             raise InputError(f"no pictures: the data set in {where} is not the one that this run was tested on")
-        return split.images
+        return dataset
 
 
 def _is_about(predictions: Predictions, labels: npt.NDArray[np.int64]) -> bool:

@@ -5,17 +5,25 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from rich.table import Table
 
 from cifar10_accel import classifier
 from cifar10_accel.data.folder import read_image
-from cifar10_accel.errors import InputError
+from cifar10_accel.errors import InputError, OutOfResourcesError
+from cifar10_accel.grad_cam import heat_maps, overlay
 
 BATCH = 256  # images in memory at a time
+ENLARGED = 8  # times: the side of the pictures that are written
+
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -27,15 +35,17 @@ class Prediction:
     fault: str  # empty for a readable image
 
 
-def predict(source: Path, paths: Sequence[Path], *, top: int) -> list[Prediction]:
+def predict(source: Path, paths: Sequence[Path], *, top: int, overlays: Path | None = None) -> list[Prediction]:
     """One prediction per path, in their order, from a run folder or a checkpoint.
 
     Any readable image will do: it is turned upright, laid over white where it is transparent, resized and
     centre-cropped to 32x32. One that cannot be read has a fault, and the others are predicted all the same.
+    overlays: folder for a picture of each, <name>-<class>.png: what the net saw, and with Grad-CAM what in it spoke
+    for its most probable class. Raises `OutOfResourcesError` if they cannot be written.
     """
     net, _ = classifier.of_run(source)
     batches = (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
-    return [prediction for batch in batches for prediction in _predict_batch(net, batch, top=top)]
+    return [prediction for batch in batches for prediction in _predict_batch(net, batch, top=top, overlays=overlays)]
 
 
 def as_table(predictions: Sequence[Prediction]) -> Table:
@@ -69,7 +79,9 @@ def as_json(predictions: Sequence[Prediction]) -> str:
     ], indent=1)  # fmt: skip
 
 
-def _predict_batch(net: classifier.Classifier, paths: Sequence[Path], *, top: int) -> list[Prediction]:
+def _predict_batch(
+    net: classifier.Classifier, paths: Sequence[Path], *, top: int, overlays: Path | None
+) -> list[Prediction]:
     images, faults = {}, {}
     for path in paths:
         try:
@@ -78,7 +90,29 @@ def _predict_batch(net: classifier.Classifier, paths: Sequence[Path], *, top: in
             faults[path] = str(error)
     best = _best_classes(net, np.stack(list(images.values())), top=top) if images else []
     classes = dict(zip(images, best, strict=True))
+    if overlays is not None and images:
+        _write_overlays(net, images, [names[0][0] for names in best], overlays)
     return [Prediction(path, classes.get(path, ()), faults.get(path, "")) for path in paths]
+
+
+def _write_overlays(net: classifier.Classifier, images: dict[Path, Pixels], names: list[str], folder: Path) -> None:
+    """<stem>-<class>.png, numbered where that is there already: the 32x32 pixels enlarged, plain and with the heat."""
+    inputs = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2) / 255
+    chosen = torch.tensor([net.class_names.index(name) for name in names])
+    heats = F.interpolate(heat_maps(net, inputs, chosen)[:, None], scale_factor=ENLARGED, mode="bilinear")[:, 0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for (path, image), name, heat in zip(images.items(), names, heats.numpy(), strict=True):
+            large = image.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+            both = np.concatenate([large, overlay(large, heat)], axis=1)
+            Image.fromarray(both).save(_free_name(folder, f"{path.stem}-{name}"))
+    except OSError as error:
+        raise OutOfResourcesError(f"{folder}: cannot be written ({error.strerror}); give another folder") from None
+
+
+def _free_name(folder: Path, stem: str) -> Path:
+    names = (f"{stem}{number}.png" for number in chain([""], (f"-{k}" for k in count(2))))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def _best_classes(

@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from cifar10_accel.data.cifar10 import Dataset, Split
+from cifar10_accel.dynamics import Dynamics
 from cifar10_accel.engine import evaluate_pass
 from cifar10_accel.errors import OutOfResourcesError
 from cifar10_accel.metrics_log import read_metrics
@@ -121,6 +122,8 @@ def _write_page(
             folder.report, name=folder.name(), settings=folder.settings().model_dump(mode="json"),
             environment=folder.read_json("environment.json"), summary=summary, lines=lines,
             class_names=dataset.class_names, test=evaluation.test, val=evaluation.val, images=dataset.test.images,
+            dynamics=Dynamics.load(folder.dynamics) if folder.dynamics.exists() else None,
+            training_images=dataset.train.images,
         )  # fmt: skip
     except Exception as error:
         warn(f"report.html was not written ({in_one_line(error)}); `cifar10-accel report {folder.path}` tries again")

@@ -1,8 +1,9 @@
 """The folder of a run: what is in it, who may write to it, and whether the same run may go on there.
 
 settings.yaml  environment.json  status.json  metrics.jsonl  summary.json  report.html
-predictions.npz  val_predictions.npz (with a hold-out)
+predictions.npz  val_predictions.npz (with a hold-out)  dynamics.npz
 misclassified.png  correct.png  confusion.png  curves.png  checkpoints/step-XXXXXX/
+robustness.json  robustness.png    (of the command of that name)
 wandb/  wandb_run_id  tensorboard/    (of the trackers that are used)
 """
 
@@ -37,6 +38,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.predictions = path / "predictions.npz"
         self.val_predictions = path / "val_predictions.npz"
+        self.dynamics = path / "dynamics.npz"
         self.report = path / "report.html"
 
     @classmethod
@@ -126,6 +128,13 @@ class RunFolder:
             return dict(json.loads((self.path / name).read_text()))
         except (OSError, ValueError):
             return {}
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """The content of a file of the folder; None if it is not there or not readable."""
+        try:
+            return (self.path / name).read_bytes()
+        except OSError:
+            return None
 
     def _require_same_math(self, settings: Settings) -> None:
         before, now = self.settings().math(), settings.math()

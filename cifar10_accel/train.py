@@ -24,6 +24,7 @@ from cifar10_accel.interrupt import StopSignal, die_with_launcher
 from cifar10_accel.journal import Journal, Metrics
 from cifar10_accel.launch import launched_as, make_accelerator, on_main, training_dtype, without_auto
 from cifar10_accel.memory import fit_in_memory, out_of_memory_explained
+from cifar10_accel.recorder import Recorder
 from cifar10_accel.results import evaluate_all, labelled, write_results
 from cifar10_accel.run_folder import RunFolder, environment
 from cifar10_accel.schedule import OneCycle
@@ -51,13 +52,16 @@ def train(settings: Settings) -> dict[str, Any]:
 
     # 2. Net, optimizer and schedule. The LR is a function of the step: nothing to prepare, nothing to save.
     state = build_state(settings, accelerator, dataset)
+    state.recorder = recorder = Recorder(accelerator, dataset.train.labels, num_classes=len(dataset.class_names))
     schedule = one_cycle(settings, steps_per_epoch=plan.steps_per_epoch)
     stop_step = min(schedule.total_steps, settings.max_steps or schedule.total_steps)
 
     # 3. Resume: the newest whole checkpoint, if there is one, decides where to go on.
     newest = on_main(accelerator, lambda: checkpoint.tidy(folder.checkpoints))
     if newest is not None:
-        state.restore(checkpoint.load(newest), source=newest)
+        saved = checkpoint.load(newest)
+        state.restore(saved, source=newest)
+        recorder.restore(saved.training.get("recorded"), folder.dynamics, num_epochs=state.step // plan.steps_per_epoch)
         accelerator.print(f"resuming from {newest}")
     if on_main(accelerator, folder.is_finished) and state.step >= stop_step:
         accelerator.print(f"{folder.path} is finished: nothing to train (give another --run-name to train again)")
@@ -80,11 +84,13 @@ def train(settings: Settings) -> dict[str, Any]:
             ends_epoch, ends_run = state.step % plan.steps_per_epoch == 0, state.step == stop_step
             if state.step % settings.log_every == 0 or ends_epoch or ends_run:
                 journal.line(state, lr=lr)
+            if ends_epoch:
+                recorder.end_epoch()
             if ends_epoch and not ends_run:
                 journal.epoch(state, _measure(state, dataset, settings, epoch=state.step // plan.steps_per_epoch))
             stop_signal = signal.agreed(state.step)
             if state.step % checkpoint_steps == 0 or ends_run or stop_signal:
-                _save(state, folder, settings, must_succeed=bool(ends_run or stop_signal))
+                _save(state, recorder, folder, settings, must_succeed=bool(ends_run or stop_signal))
             if stop_signal and not ends_run:
                 raise Preempted(stop_signal, step=state.step, stop_step=stop_step)
 
@@ -141,8 +147,9 @@ def _update(state: TrainingState, batches: list[Batch], folder: RunFolder, *, lr
     state.seed_update(settings.seed)
     try:
         state.since_line += train_step(
-            accelerator, state.model, state.optimizer, batches, lr=lr, settings=settings, average=state.average
-        )
+            accelerator, state.model, state.optimizer, batches, lr=lr, settings=settings, average=state.average,
+            recorder=state.recorder,
+        )  # fmt: skip
     except NonFiniteError as error:
         images = accelerator.gather(torch.cat([batch.indices for batch in batches])).tolist()
         found = {"update": state.step + 1, "lr": lr, "images": images}
@@ -167,16 +174,24 @@ def _measure(state: TrainingState, dataset: Dataset, settings: Settings, *, epoc
     return {f"{name}/accuracy": plain.accuracy(), f"{name}/loss": plain.mean_loss()}
 
 
-def _save(state: TrainingState, folder: RunFolder, settings: Settings, *, must_succeed: bool) -> None:
-    """A checkpoint; one that cannot be written ends the run only if nothing else would be left of it."""
+def _save(
+    state: TrainingState, recorder: Recorder, folder: RunFolder, settings: Settings, *, must_succeed: bool
+) -> None:
+    """A checkpoint, and before it the record of the epochs up to it.
+
+    One that cannot be written ends the run only if nothing else would be left of it.
+    """
     with state.watch.paused():
         for name, parameter in state.net.named_parameters():
             require_finite(parameter, f"{name} after update {state.step}")
         captured = state.capture()
+
+        def save() -> None:
+            recorder.write(folder.dynamics)
+            checkpoint.save(folder.checkpoints, captured, keep=settings.keep_checkpoints)
+
         try:
-            on_main(
-                state.accelerator, lambda: checkpoint.save(folder.checkpoints, captured, keep=settings.keep_checkpoints)
-            )
+            on_main(state.accelerator, save)
         except OutOfResourcesError as error:
             if must_succeed:
                 raise

@@ -15,6 +15,7 @@ from cifar10_accel.data.cifar10 import Dataset, Split
 from cifar10_accel.models import build, fit_whitening
 from cifar10_accel.optim import make_average, make_optimizer
 from cifar10_accel.randomness import seed_for
+from cifar10_accel.recorder import Recorder
 from cifar10_accel.settings import Settings
 from cifar10_accel.stopwatch import Stopwatch
 
@@ -34,6 +35,7 @@ class TrainingState:
     since_line: Tensor  # (3,) on the device, this rank: loss sum, right answers, images since the last metrics line
     since_epoch: list[float]  # the same over all ranks, from the start of the epoch to the last metrics line
     watch: Stopwatch  # seconds of training
+    recorder: Recorder | None = None  # of what the net says of each training image
 
     @property
     def evaluated(self) -> nn.Module:
@@ -61,6 +63,7 @@ class TrainingState:
                 "since_epoch": self.since_epoch,
                 "seconds": self.watch.seconds(),
                 "processes": self.accelerator.num_processes,
+                "recorded": None if self.recorder is None else self.recorder.capture(),
             },
         )
 

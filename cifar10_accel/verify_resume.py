@@ -19,6 +19,7 @@ from rich.table import Table
 
 from cifar10_accel import checkpoint
 from cifar10_accel.children import refuse_launcher, require_success, run_child
+from cifar10_accel.dynamics import Dynamics
 from cifar10_accel.errors import InputError, SettingsError
 from cifar10_accel.metrics_log import read_metrics
 from cifar10_accel.processes import flags_of, running, training_command
@@ -97,6 +98,7 @@ def compare(straight: RunFolder, killed: RunFolder) -> list[Row]:
         rows.append(_row("averaged weights", one.average or {}, other.average or {}))
     rows.append(_row("optimizer state", _untimed(one.training), _untimed(other.training)))
     lines = [[_untimed(line) for line in read_metrics(folder.metrics)] for folder in (straight, killed)]
+    rows.append(_row("training dynamics", _recorded(straight), _recorded(killed)))
     return [*rows, _row("metrics.jsonl", *lines)]
 
 
@@ -179,6 +181,14 @@ def _newest(folder: RunFolder) -> checkpoint.State:
     if path is None:
         raise InputError(f"{folder.path}: the run left no checkpoint to compare")
     return checkpoint.load(path)
+
+
+def _recorded(folder: RunFolder) -> dict[str, torch.Tensor]:
+    """The arrays of dynamics.npz; none for a run that finished no epoch."""
+    if not folder.dynamics.exists():
+        return {}
+    record = Dynamics.load(folder.dynamics)
+    return {name: torch.from_numpy(getattr(record, name)) for name in record.__dataclass_fields__}
 
 
 def _untimed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cifar10_accel.dynamics import Dynamics
 from cifar10_accel.pages.compare import RunShown, write_compare_page
 from cifar10_accel.pages.run import write_run_page
 from cifar10_accel.pages.sweep import write_sweep_page
@@ -49,8 +50,8 @@ def assert_self_contained(path: Path) -> Parsed:
     page = Parsed(path)
     assert len(page.text) < 5_000_000
     assert EVIL not in page.text
-    for link in page.linked:
-        assert link.startswith(("#", "data:")), link
+    for link in page.linked:  # nothing is fetched; papers may be named
+        assert link.startswith(("#", "data:", "https://arxiv.org/")), link
     assert re.findall(r"url\((?!['\"]?data:)", page.text) == []
     return page
 
@@ -127,6 +128,7 @@ def test_run_page(tmp_path: Path) -> None:
     page = assert_self_contained(tmp_path / "report.html")
     shown = page.text
     assert "SYNTHETIC" in shown
+    assert "training" not in page.ids
     for value in (f"{test.accuracy():.2%}", "43.21%", "0.123", "9.9", "with temperature"):
         assert value in shown, value
     mistakes = int((test.prediction != test.label).sum())
@@ -160,6 +162,38 @@ def test_run_page_says_what_is_missing(changes: dict[str, Any], tmp_path: Path) 
         assert sentence in page.text
     if "val" in changes and changes.get("test", 1) is not None:
         assert "with temperature" not in page.text
+
+
+def dynamics(num_epochs: int, num_images: int = 3000) -> Dynamics:
+    """A made-up record in which every kind of image occurs."""
+    random = np.random.default_rng(0)
+    label = (np.arange(num_images) % 10).astype(np.int8)
+    ease = random.random(num_images)
+    right = random.random((num_epochs, num_images)) < ease
+    prediction = np.where(right, label, (label + 1) % 10).astype(np.int8)
+    prediction[:, ::7] = -1
+    loss = np.where(prediction == -1, np.nan, -np.log(0.02 + 0.97 * ease * random.random(prediction.shape)))
+    return Dynamics(loss.astype(np.float16), prediction, label)
+
+
+@pytest.mark.parametrize("num_epochs", [1, 24, 500])
+@pytest.mark.parametrize("has_images", [True, False])
+def test_run_page_with_dynamics(num_epochs: int, has_images: bool, tmp_path: Path) -> None:
+    found = dynamics(num_epochs)
+    noise = np.random.default_rng(1).integers(0, 256, (10_000, 32, 32, 3), dtype=np.uint8)
+    write_page(
+        tmp_path / "report.html", dynamics=found, training_images=noise[:3000] if has_images else None,
+        test=predictions(10_000), images=noise,
+    )  # fmt: skip
+    page = assert_self_contained(tmp_path / "report.html")
+    assert "training" in page.ids
+    num_doubted, num_forgotten = len(found.likely_mislabelled()), len(found.most_forgotten())
+    assert num_doubted > 36
+    assert f"{num_doubted:,}" in page.text
+    assert f"{found.never_learned().sum():,} images" in page.text
+    shown = 36 + min(36, num_forgotten)
+    assert page.text.count('class="history"') == shown
+    assert page.text.count('class="tile of-training"') == (shown if has_images else 0)
 
 
 def write_comparison(path: Path, **changes_to_it: Any) -> None:

@@ -124,7 +124,7 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     args = ["--kills=2", "--kill-seed=5", "--dir=kept", *flags(slower)]
     done = run_python("-m", "cifar10_accel", "verify-resume", *args, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("the same bits") == 4
+    assert done.stdout.count("the same bits") == 5
     assert done.stdout.count("killed -9 after update ") == 2
     assert "--kill-seed 5" in done.stdout
     assert "resuming from" in (tmp_path / "kept" / "killed.log").read_text()
@@ -137,11 +137,12 @@ def test_runs_that_differ_are_told_apart(tmp_path: Path) -> None:
     one, other, later = (RunFolder(tmp_path / name) for name in ("one", "other", "later"))
     for folder, changes in ((one, {}), (other, {"eval_batch_size": 7}), (later, {"max_lr": 0.2000001})):
         train(Settings(**(TINY | {"run_dir": folder.path, "max_steps": 7} | changes)))
-    assert [row.first_difference for row in compare_runs(one, other)] == ["", "", ""]
+    assert [row.first_difference for row in compare_runs(one, other)] == [""] * 4
     found = {row.what: row.first_difference for row in compare_runs(one, later)}
     assert "differs: by up to" in found["weights"]
     assert "momentum_buffer differs" in found["optimizer state"]
     assert found["metrics.jsonl"].startswith("0.lr differs: 0.00800000")
+    assert "loss differs" in found["training dynamics"]
     lines = other.metrics.read_text().splitlines()
     other.metrics.write_text("\n".join(lines[:-1]) + "\n")
     assert "only one run has" in compare_runs(one, other)[-1].first_difference

@@ -83,14 +83,15 @@ def status_of(run_dir: Path) -> dict[str, Any]:
 
 
 def bits_of(run_dir: Path) -> dict[str, bytes]:
-    """All that a run decides, by name: weights, average, optimizer state, predictions, metrics but for speed."""
+    """All that a run decides, by name: weights, average, optimizer state, predictions, dynamics, metrics but speed."""
     newest = checkpoint.newest(run_dir / "checkpoints")
     assert newest is not None
     state = checkpoint.load(newest)
     training = {name: value for name, value in state.training.items() if name != "seconds"}
     bits = dict(_leaves(newest.name, {"model": state.model, "average": state.average, "training": training}))
-    with np.load(run_dir / "predictions.npz", allow_pickle=False) as arrays:
-        bits |= {f"predictions/{name}": arrays[name].tobytes() for name in arrays}
+    for file in ("predictions", "dynamics"):
+        with np.load(run_dir / f"{file}.npz", allow_pickle=False) as arrays:
+            bits |= {f"{file}/{name}": arrays[name].tobytes() for name in arrays}
     for number, line in enumerate(read_metrics(run_dir / "metrics.jsonl")):
         bits[f"metrics.jsonl line {number}"] = json.dumps(line | {"images_per_second": None}).encode()
     return bits

@@ -69,14 +69,18 @@ def evaluate(run_or_checkpoint: Path, as_json: bool, **given: str | None) -> Non
 @click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="classes shown for each image")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @click.option("--skip-bad", is_flag=True, help="exit with 0 although some files could not be read")
+@click.option("--grad-cam", "overlays", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="write a picture of each image beside what spoke for its class")  # fmt: skip
 @exits_with_one_line
-def predict(run_or_checkpoint: Path, images: tuple[Path, ...], top: int, form: str, skip_bad: bool) -> None:
+def predict(
+    run_or_checkpoint: Path, images: tuple[Path, ...], top: int, form: str, skip_bad: bool, overlays: Path | None
+) -> None:
     """Predict the class of image files, of any size and kind, with a trained run."""
     from rich.console import Console
 
     from cifar10_accel import predict as verb
 
-    predictions = verb.predict(run_or_checkpoint, images, top=top)
+    predictions = verb.predict(run_or_checkpoint, images, top=top, overlays=overlays)
     if form == "table":
         Console(highlight=False).print(verb.as_table(predictions))
     else:
@@ -107,10 +111,11 @@ def export(run_or_checkpoint: Path, form: Any, out: Path) -> None:
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--wandb", metavar="ENTITY/PROJECT", help="make a report of this project in W&B instead")
 @click.option("--sweep", metavar="ID", help="with --wandb: of this sweep only")
+@click.option("--grad-cam", is_flag=True, help="show where the net looked in its most confident mistakes")
 @exits_with_one_line
-def report(run: Path | None, wandb: str | None, sweep: str | None) -> None:
+def report(run: Path | None, wandb: str | None, sweep: str | None, grad_cam: bool) -> None:
     """Write a run's report.html, a page with all that is known of it, and print its path; or report to W&B."""
-    if (run is None) == (wandb is None) or (sweep and not wandb):
+    if (run is None) == (wandb is None) or (sweep and not wandb) or (grad_cam and wandb):
         raise click.UsageError("give either RUN or --wandb ENTITY/PROJECT, and --sweep only with --wandb")
     if wandb is not None:
         from cifar10_accel import wandb_report
@@ -119,7 +124,7 @@ def report(run: Path | None, wandb: str | None, sweep: str | None) -> None:
     elif run is not None:
         from cifar10_accel import report as verb
 
-        click.echo(verb.report(run))
+        click.echo(verb.report(run, grad_cam=grad_cam))
 
 
 @main.command()
@@ -142,6 +147,30 @@ def compare(runs: tuple[Path, ...], out: Path) -> None:
     for line in verb.in_words(comparison):
         click.echo(line)
     click.echo(f"page: {out}")
+
+
+@main.command()
+@click.argument("run_or_checkpoint", type=click.Path(path_type=Path))
+@click.option("--images", type=click.IntRange(min=1), help="so many of the test images, evenly spread  [default: all]")
+@click.option("--seed", type=int, default=0, show_default=True, help="seed of the noise")
+@click.option("--data-dir", help="where the data set is; default: as in the run")
+@click.option("--eval-batch-size", metavar="INT", help="images per batch; default: as in the run")
+@exits_with_one_line
+def robustness(run_or_checkpoint: Path, images: int | None, seed: int, **given: str | None) -> None:
+    """Evaluate a trained run on corrupted test images: six kinds, five severities; the run's report shows it too."""
+    overrides = {name: value for name, value in given.items() if value is not None}
+    Settings(**overrides)
+    from rich.console import Console
+
+    from cifar10_accel import robustness as verb
+    from cifar10_accel.report import report
+
+    result = verb.robustness(run_or_checkpoint, num_images=images, seed=seed, overrides=overrides)
+    if not is_main_rank():
+        return
+    for table in verb.tables(result):
+        Console(highlight=False).print(table)
+    click.echo(f"look at it in {report(verb.folder_of(run_or_checkpoint))}; the numbers are in robustness.json")
 
 
 @main.command("lr-range", context_settings=WIDE)

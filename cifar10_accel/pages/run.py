@@ -9,10 +9,14 @@ from typing import Any
 from markupsafe import Markup
 
 from cifar10_accel import calibration
+from cifar10_accel.dynamics import Dynamics
 from cifar10_accel.pages.charts import bars, reliability
 from cifar10_accel.pages.curves import Lines, run_curves
+from cifar10_accel.pages.dynamics import of_dynamics
+from cifar10_accel.pages.grad_cam import Looks, of_looks
 from cifar10_accel.pages.images import Shown, confident_hits, confident_mistakes, shown
 from cifar10_accel.pages.page import word, write_page
+from cifar10_accel.pages.robustness import of_robustness
 from cifar10_accel.pages.sprite import Pixels, sprite
 from cifar10_accel.predictions import Predictions
 from cifar10_accel.settings import (
@@ -79,12 +83,19 @@ def write_run_page(
     test: Predictions | None,
     val: Predictions | None,
     images: Pixels | None,
+    dynamics: Dynamics | None = None,
+    training_images: Pixels | None = None,
+    robustness: Mapping[str, Any] | None = None,
+    robustness_sheet: bytes | None = None,
+    looks: Looks | None = None,
     missing: Sequence[str] = (),
 ) -> None:
     """Writes the page of a run, as much of it as there is to show.
 
     settings: by name, as plain values; lines: of metrics.jsonl; test, val: predictions for the test set and
-    the hold-out, class_names of their classes; images: the whole test set, (N, 32, 32, 3) uint8; missing: what
+    the hold-out, class_names of their classes; images: the whole test set, (N, 32, 32, 3) uint8;
+    dynamics: of the training split, whose images are training_images; robustness: as in robustness.json, with
+    the PNG beside it; looks: heat maps of some mistakes; missing: what
     the page shall say is not in it. Raises OSError if the file cannot be written.
     """
     dataset = str(summary.get("dataset", settings.get("dataset", "an unknown data set")))
@@ -92,6 +103,9 @@ def write_run_page(
         path, "run", name=name, dataset=dataset, settings=settings, environment=_flat(environment), summary=summary,
         device=environment.get("device"), curves=run_curves(lines), missing=missing, class_names=class_names,
         sections=_settings_sections(settings), test=test,
+        training=of_dynamics(dynamics, class_names, training_images) if dynamics is not None else None,
+        robustness=of_robustness(robustness, robustness_sheet) if robustness else None,
+        looks=of_looks(looks, test, class_names) if looks is not None and test is not None else None,
         **(_of_predictions(test, class_names, images) if test is not None else {}),
         **(_of_calibration(test, val) if test is not None else {}),
     )  # fmt: skip

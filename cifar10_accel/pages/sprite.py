@@ -14,7 +14,7 @@ Pixels = npt.NDArray[np.uint8]
 
 COLUMNS = 40
 SIDE = 32
-MAX_BYTES = 2_700_000  # a third more as text, which leaves a page under 5 MB room for what it says of them
+MAX_BYTES = 2_200_000  # a third more as text, which leaves a page under 5 MB room for other pictures and all words
 
 
 @dataclass(frozen=True, kw_only=True)
