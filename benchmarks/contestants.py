@@ -24,7 +24,7 @@ from cifar10_accel.schedule import OneCycle
 from cifar10_accel.settings import Settings
 from cifar10_accel.stopwatch import Stopwatch
 from cifar10_accel.tracking import Tracker
-from cifar10_accel.training_state import TrainingState
+from cifar10_accel.training_state import TrainingState, prepare
 
 NUM_IMAGES = 50_000  # of an epoch, for the LR
 
@@ -109,7 +109,7 @@ def this_project(task: Task, net: nn.Module) -> float:
     """What `train.py` does in an update that ends no epoch."""
     settings, feed = task.settings, Feed(task, [[batch] for batch in task.batches])
     accelerator = make_accelerator(settings)
-    model, optimizer = accelerator.prepare(net, make_optimizer(net, settings))
+    model, optimizer = prepare(accelerator, net, make_optimizer(net, settings))
     state = TrainingState(
         accelerator=accelerator, net=net, model=model, average=None, optimizer=optimizer, step=0,
         since_line=torch.zeros(3, device=accelerator.device), since_epoch=[0.0, 0.0, 0.0], watch=Stopwatch(0.0),

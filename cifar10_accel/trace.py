@@ -88,7 +88,8 @@ class _GradientNorms:
     def __init__(self, state: TrainingState) -> None:
         self._parameters = list(state.net.parameters())
         self._norm: float | None = None
-        state.optimizer.optimizer.register_step_pre_hook(self._note)  # type: ignore[attr-defined]
+        optimizer = getattr(state.optimizer, "optimizer", state.optimizer)  # wrapped if there is a loss scale
+        optimizer.register_step_pre_hook(self._note)
 
     def take(self) -> float | None:
         """The norm of the update just made; None if it was skipped."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -44,7 +45,11 @@ class TrainingState:
 
     def seed_update(self, seed: int) -> None:
         """Makes whatever a layer draws in the next update a function of (seed, step, rank)."""
-        torch.manual_seed(seed_for(seed, "update", self.step, self.accelerator.process_index) >> 1)
+        key = seed_for(seed, "update", self.step, self.accelerator.process_index) >> 1
+        # Not torch.manual_seed: where there is no GPU it notes for each kind of one who has called, once an update.
+        torch.default_generator.manual_seed(key)
+        if self.accelerator.device.type != "cpu":
+            torch.get_device_module(self.accelerator.device).manual_seed(key)
 
     def capture(self) -> State:
         """A copy on the CPU that `restore` continues from. All ranks must call this; rank 0's is the one to save."""
@@ -103,11 +108,23 @@ def build_state(settings: Settings, accelerator: Accelerator, dataset: Dataset) 
     optimizer = make_optimizer(net, settings)
     if settings.compile:
         net.compile()
-    model, prepared_optimizer = accelerator.prepare(net, optimizer)
+    model, optimizer = prepare(accelerator, net, optimizer)
     return TrainingState(
-        accelerator=accelerator, net=net, model=model, average=average, optimizer=prepared_optimizer, step=0,
+        accelerator=accelerator, net=net, model=model, average=average, optimizer=optimizer, step=0,
         since_line=torch.zeros(3, device=accelerator.device), since_epoch=[0.0, 0.0, 0.0], watch=Stopwatch(0.0),
     )  # fmt: skip
+
+
+def prepare(accelerator: Accelerator, net: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+    """The net and the optimizer as Accelerate prepares them. All ranks must call this.
+
+    The wrapper of the optimizer stays only where it does something, for the loss scale of fp16: without one it
+    looks through the installed packages, twice an update, and then calls the optimizer.
+    """
+    model, prepared = accelerator.prepare(net, optimizer)
+    plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    unneeded = accelerator.scaler is None and accelerator.distributed_type in plain
+    return model, prepared.optimizer if unneeded else prepared
 
 
 def _some_images(split: Split, device: torch.device) -> Tensor:
