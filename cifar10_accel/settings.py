@@ -101,8 +101,7 @@ class OptimSettings(_Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; first beta of adamw")
     nesterov: bool = Field(True, description="Nesterov momentum (sgd, muon)")
     conv_lr_factor: Positive = Field(
-        0.1,
-        description="muon: LR of convolutions (how far one turns in an update) as a multiple of max_lr",
+        0.1, description="muon: LR of convolutions (how far one turns in an update) as a multiple of max_lr"
     )
     conv_momentum: float = Field(0.6, ge=0, lt=1, description="muon: momentum of convolutions; momentum is the rest's")
     bias_lr_factor: Positive = Field(
