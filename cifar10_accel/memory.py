@@ -7,6 +7,7 @@ a rank that runs out in the middle of a real update leaves the others waiting fo
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -60,8 +61,9 @@ def out_of_memory_explained() -> Iterator[None]:
 
 
 def _first_batch(state: TrainingState, split: Split, plan: BatchPlan, settings: Settings) -> Batch:
+    full_size = replace(plan, low_res_epochs=0)  # the largest images that are to come
     updates = training_batches(
-        split, plan, settings, start_step=state.step, stop_step=state.step + 1,
+        split, full_size, settings, start_step=state.step, stop_step=state.step + 1,
         device=state.accelerator.device, dtype=training_dtype(state.accelerator),
     )  # fmt: skip
     return next(updates)[0]

@@ -7,7 +7,6 @@ recipe, the default here. Anything unknown, out of range, nan or inf is a `Setti
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
@@ -15,10 +14,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from cifar10_accel.errors import SettingsError, did_you_mean
+from cifar10_accel.errors import SettingsError
 from cifar10_accel.recipes import read_recipe
-
-ENV_PREFIX = "CIFAR10_ACCEL_"
+from cifar10_accel.settings_errors import ENV_PREFIX, in_one_line, refuse_unknown_environment
 
 Augmentation = Literal["crop", "flip", "cutout"]
 Positive = Annotated[float, Field(gt=0)]
@@ -132,6 +130,10 @@ class ScheduleSettings(_Section):
         1e4, ge=1, le=1e12, description="the last LR is the first LR / final_div_factor; 1: no annihilation"
     )
     anneal: Literal["linear", "cos"] = Field("linear", description="shape of the two ramps")
+    low_res_fraction: float = Field(
+        0.0, ge=0, le=1, description="share of the epochs, from the first, whose images are scaled down to save time"
+    )
+    low_res_size: int = Field(24, ge=16, le=31, description="side of the images in those epochs, in pixels")
 
 
 class RunSettings(_Section):
@@ -229,7 +231,9 @@ class Settings(
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError("\n".join(_in_one_line(details) for details in error.errors())) from None
+            raise SettingsError(
+                "\n".join(in_one_line(details, type(self).model_fields) for details in error.errors())
+            ) from None
 
     @classmethod
     def settings_customise_sources(
@@ -240,7 +244,7 @@ class Settings(
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        _refuse_unknown_environment()
+        refuse_unknown_environment(settings_cls.model_fields)
         return init_settings, env_settings, _RecipeSource(settings_cls)
 
     def with_recipe(self, recipe: str) -> Self:
@@ -298,23 +302,3 @@ class _RecipeSource(PydanticBaseSettingsSource):
         if recipe == "auto" or self.current_state.keys() >= Settings.model_fields.keys():
             return {}  # a run's own settings.yaml has every value, and outlives the recipe's file
         return read_recipe(recipe)
-
-
-def _in_one_line(details: Any) -> str:
-    """One pydantic error as `name: value seen, what is allowed`."""
-    if not details["loc"]:  # the checks of one setting against another, already worded
-        return str(details["ctx"]["error"])
-    name = str(details["loc"][0])
-    if details["type"] == "extra_forbidden":
-        hint = did_you_mean(name, list(Settings.model_fields))
-        return f"{name}: no such setting{hint}; `cifar10-accel train --help` lists all"
-    reason = details["msg"].removeprefix("Value error, ")
-    return f"{name}: {details['input']!r} {'' if ':' in reason else 'is wrong: '}{reason[0].lower()}{reason[1:]}"
-
-
-def _refuse_unknown_environment() -> None:
-    for variable in os.environ:
-        name = variable.removeprefix(ENV_PREFIX).lower()
-        if variable.startswith(ENV_PREFIX) and name not in Settings.model_fields:
-            hint = did_you_mean(name, list(Settings.model_fields))
-            raise SettingsError(f"{variable}: no such setting{hint}; unset the variable or mend its name")

@@ -22,6 +22,7 @@ FLOORS = [
     },
     {
         "recipes",
+        "settings_errors",
         "metrics_log",
         "predictions",
         "checkpoint",

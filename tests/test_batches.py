@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cifar10_accel.data import batches as batches_module
@@ -77,17 +79,34 @@ def pixels(split: Split, start_step: int, a_plan: BatchPlan, **settings: object)
 
 
 def test_workers_backends_accumulation_and_start_do_not_change_a_pixel(split: Split) -> None:
-    expected = pixels(split, 0, plan(), augment_backend="batched")
+    small = {"low_res_epochs": 2, "low_res_size": 20}  # the last update sees full size
+    expected = pixels(split, 0, plan(**small), augment_backend="batched")
     assert len(expected) == 9
     others = {
-        "started at update 5": [*expected[:5], *pixels(split, 5, plan(), augment_backend="batched")],
-        "accumulation": pixels(split, 0, plan(grad_accum_steps=3), augment_backend="batched"),
-        "albumentations": pixels(split, 0, plan(), augment_backend="albumentations"),
-        "2 workers": pixels(split, 0, plan(), augment_backend="albumentations", num_workers=2),
+        "started at update 5": [*expected[:5], *pixels(split, 5, plan(**small), augment_backend="batched")],
+        "accumulation": pixels(split, 0, plan(**small, grad_accum_steps=3), augment_backend="batched"),
+        "albumentations": pixels(split, 0, plan(**small), augment_backend="albumentations"),
+        "2 workers": pixels(split, 0, plan(**small), augment_backend="albumentations", num_workers=2),
     }
     for name, found in others.items():
         for step, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
             assert torch.equal(ours, theirs), f"{name}: first difference at update {step}"
+
+
+def test_the_first_epochs_are_scaled_down_and_nothing_else_changes(split: Split) -> None:
+    full = pixels(split, 0, plan())
+    found = pixels(split, 0, plan(low_res_epochs=1, low_res_size=20))
+    assert [step.shape[2:] for step in found] == [(20, 20)] * 4 + [(32, 32)] * 5
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[4:], full[4:], strict=True))
+    expected = F.adaptive_avg_pool2d(full[0], 4)  # of either size about the same
+    assert (F.adaptive_avg_pool2d(found[0], 4) - expected).abs().mean() < 0.25 * expected.abs().mean()
+
+
+def test_the_share_of_small_images_is_one_of_whole_epochs() -> None:
+    settings = Settings(low_res_fraction=0.5, low_res_size=20, epochs=5, peak_epoch=0)
+    a_plan = BatchPlan.of(settings, Accelerator(cpu=True), num_images=5000)
+    assert (a_plan.low_res_epochs, a_plan.low_res_size) == (2, 20)
+    assert BatchPlan.of(Settings(), Accelerator(cpu=True), num_images=5000).low_res_epochs == 0
 
 
 def test_each_epoch_augments_anew(split: Split) -> None:

@@ -257,11 +257,18 @@ def test_whitening_gives_uncorrelated_channels_of_equal_variance(name: str) -> N
 
 def test_whitening_is_not_trained_but_saved(name: str) -> None:
     net = make(model=name, whitening=True)
-    fixed = [key for key, parameter in net.named_parameters() if not parameter.requires_grad]
-    assert len(fixed) == 1
-    assert fixed[0] in net.state_dict()
+    fixed = {key for key, parameter in net.named_parameters() if not parameter.requires_grad}
+    (stem,) = [key for key, module in net.named_modules() if isinstance(module, Whitening)]
+    assert fixed
+    assert fixed == {key for key in net.state_dict() if key.startswith(stem)}
     net(images(2)).sum().backward()
-    assert net.get_parameter(fixed[0]).grad is None
+    assert all(net.get_parameter(key).grad is None for key in fixed)
+
+
+@pytest.mark.parametrize("size", [16, 24])
+def test_nets_take_smaller_images(name: str, size: int) -> None:
+    logits = make(model=name)(images(2)[..., :size, :size])
+    assert logits.shape == (2, 10)
 
 
 @pytest.mark.parametrize("name", ["custom_resnet", "speednet"])

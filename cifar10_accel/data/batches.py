@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from cifar10_accel.data.augment import AugmentedImages, image_keys, training_pipeline
+from cifar10_accel.data.augment import IMAGE_SIZE, AugmentedImages, image_keys, training_pipeline
 from cifar10_accel.data.batched import NotLowerable, lower
 from cifar10_accel.data.cifar10 import Split
 from cifar10_accel.data.mixing import mix
@@ -37,7 +38,7 @@ Indices = npt.NDArray[np.int64]
 class Batch(NamedTuple):
     """What one process computes on between two optimizer updates (or one accumulation step of it)."""
 
-    images: Tensor  # (B, 3, 32, 32) normalised, in the training dtype, channels_last
+    images: Tensor  # (B, 3, H, W) normalised, in the training dtype, channels_last; 32x32 but in low-resolution epochs
     labels: Tensor  # (B,) int64
     indices: Tensor  # (B,) int64, positions in the training set
     partner_labels: Tensor  # (B,) int64, of the images mixed in; the labels again if none are
@@ -46,7 +47,10 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """Which training images this rank sees in each update; `SettingsError` unless all ranks get the same share."""
+    """Which training images this rank sees in each update, and their size.
+
+    `SettingsError` unless all ranks get the same share.
+    """
 
     num_images: int
     batch_size: int  # global: over all processes and accumulation steps
@@ -54,6 +58,8 @@ class BatchPlan:
     num_processes: int
     rank: int
     seed: int
+    low_res_epochs: int = 0  # the first, whose images are scaled down
+    low_res_size: int = IMAGE_SIZE
 
     @classmethod
     def of(cls, settings: Settings, accelerator: Accelerator, *, num_images: int) -> "BatchPlan":
@@ -65,6 +71,8 @@ class BatchPlan:
             num_processes=accelerator.num_processes,
             rank=accelerator.process_index,
             seed=settings.seed,
+            low_res_epochs=round(settings.low_res_fraction * settings.epochs),
+            low_res_size=settings.low_res_size,
         )
 
     def __post_init__(self) -> None:
@@ -159,7 +167,7 @@ def _augmented_on_device(
         cut = partial(torch.split, split_size_or_sections=plan.piece_size)
         pieces = zip(cut(augmented), cut(labels[indices]), cut(indices), strict=True)
         for step in steps:
-            yield [_mixed(*next(pieces), settings, plan.seed, step) for _ in range(plan.grad_accum_steps)]
+            yield [_finished(*next(pieces), settings, plan, step) for _ in range(plan.grad_accum_steps)]
 
 
 def _augmented_together(plan: BatchPlan, start_step: int, stop_step: int, device: torch.device) -> Iterator[range]:
@@ -198,15 +206,30 @@ def _augmented_in_workers(
         for _ in range(plan.grad_accum_steps):
             images, labels, indices = (tensor.to(device, non_blocking=True) for tensor in next(parts))
             images = images.to(dtype, memory_format=torch.channels_last)
-            batches.append(_mixed(images, labels, indices, settings, plan.seed, step))
+            batches.append(_finished(images, labels, indices, settings, plan, step))
         yield batches
 
 
-def _mixed(images: Tensor, labels: Tensor, indices: Tensor, settings: DataSettings, seed: int, step: int) -> Batch:
+def _finished(
+    images: Tensor, labels: Tensor, indices: Tensor, settings: DataSettings, plan: BatchPlan, step: int
+) -> Batch:
+    """What is done to whole batches after the augmentation of each image."""
     mixed = mix(
-        images, labels, mixup_alpha=settings.mixup_alpha, cutmix_alpha=settings.cutmix_alpha, seed=seed, step=step
+        images, labels, mixup_alpha=settings.mixup_alpha, cutmix_alpha=settings.cutmix_alpha, seed=plan.seed, step=step
     )
-    return Batch(mixed.images, mixed.labels, indices, mixed.partner_labels, mixed.weight)
+    is_low_res = plan.epoch_of(step) < plan.low_res_epochs
+    sized = scaled_down(mixed.images, plan.low_res_size) if is_low_res else mixed.images
+    return Batch(sized, mixed.labels, indices, mixed.partner_labels, mixed.weight)
+
+
+def scaled_down(images: Tensor, size: int) -> Tensor:
+    """Images (B, 3, H, W) floats as (B, 3, size, size), each pixel the mean of what it covers, weighted to its centre.
+
+    Epochs of such images cost a net a fraction (progressive resizing: Howard et al. 2018, DAWNBench; Touvron et al.
+    2019, https://arxiv.org/abs/1906.06423, on why the last epochs should have the size of the test).
+    """
+    smaller = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return smaller.contiguous(memory_format=torch.channels_last)
 
 
 def _end_workers() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from cifar10_accel.models.pool import GlobalMaxPool
 from cifar10_accel.models.stem import stem
 
 
@@ -26,7 +27,7 @@ class CustomResNet(nn.Module):
         self.layer1 = nn.Sequential(_halve(width, 2 * width, activation), _Residual(2 * width, activation))
         self.layer2 = _halve(2 * width, 4 * width, activation)
         self.layer3 = nn.Sequential(_halve(4 * width, 8 * width, activation), _Residual(8 * width, activation))
-        self.pool = nn.MaxPool2d(4)
+        self.pool = GlobalMaxPool()
         self.head = nn.Linear(8 * width, num_classes, bias=head_bias)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ class CustomResNet(nn.Module):
         x = self.layer1(x)  # (N, 2 * width, 16, 16)
         x = self.layer2(x)  # (N, 4 * width, 8, 8)
         x = self.layer3(x)  # (N, 8 * width, 4, 4)
-        logits: Tensor = self.head(self.pool(x).flatten(1))
+        logits: Tensor = self.head(self.pool(x))
         return logits * self.logit_scale
 
 

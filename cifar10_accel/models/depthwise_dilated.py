@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from cifar10_accel.models.pool import GlobalMaxPool
 from cifar10_accel.models.stem import stem
 
 
@@ -29,7 +30,7 @@ class DepthwiseDilated(nn.Module):
         self.layer1 = _stage(width, activation, stride=2)
         self.layer2 = _stage(2 * width, activation, stride=2)
         self.layer3 = _stage(4 * width, activation, stride=1)
-        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.pool = GlobalMaxPool()
         self.head = nn.Linear(8 * width, num_classes, bias=head_bias)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ class DepthwiseDilated(nn.Module):
         x = self.layer1(x)  # (N, 2 * width, 16, 16)
         x = self.layer2(x)  # (N, 4 * width, 8, 8)
         x = self.layer3(x)  # (N, 8 * width, 8, 8)
-        logits: Tensor = self.head(self.pool(x).flatten(1))
+        logits: Tensor = self.head(self.pool(x))
         return logits * self.logit_scale
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from cifar10_accel.models.pool import GlobalMaxPool
 from cifar10_accel.models.stem import Whitening
 
 STEM_CHANNELS = 24  # twelve components of a 2x2 patch and their negatives
@@ -25,12 +26,12 @@ class SpeedNet(nn.Module):
         self.logit_scale = logit_scale
         learned = nn.Conv2d(3, STEM_CHANNELS, kernel_size=2)
         self.stem = nn.Sequential(
-            Whitening(kernel_size=2, padding=0, both_signs=True, bias=True) if whitening else learned, activation()
+            Whitening(kernel_size=2, padding=0, both_signs=True) if whitening else learned, activation()
         )
         self.stage1 = _Stage(STEM_CHANNELS, width, activation, num_convs=convs_per_stage)
         self.stage2 = _Stage(width, 4 * width, activation, num_convs=convs_per_stage)
         self.stage3 = _Stage(4 * width, 4 * width, activation, num_convs=convs_per_stage)
-        self.pool = nn.MaxPool2d(3)
+        self.pool = GlobalMaxPool()
         self.head = nn.Linear(4 * width, num_classes, bias=head_bias)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ class SpeedNet(nn.Module):
         x = self.stage1(x)  # (N, width, 15, 15)
         x = self.stage2(x)  # (N, 4 * width, 7, 7)
         x = self.stage3(x)  # (N, 4 * width, 3, 3)
-        logits: Tensor = self.head(self.pool(x).flatten(1))
+        logits: Tensor = self.head(self.pool(x))
         return logits * self.logit_scale
 
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cifar10_accel.models import NETS, build
+from cifar10_accel.models.pool import GlobalMaxPool
 from cifar10_accel.settings import ModelSettings
 
 IMAGE_SHAPE = (3, 32, 32)
 WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-ADAPTIVE_POOLS = (nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d)
+GLOBAL_POOLS = (GlobalMaxPool, nn.AdaptiveAvgPool2d)  # the latter only ever to one pixel
 LEGEND = "/2: stride 2; d2: dilation 2; dw: depthwise; RF: receptive field"
 CONVENTION = "forward pass of one image; 1 multiply-add = 2 FLOP"
 
@@ -160,7 +161,7 @@ def _note_field(tensor: Tensor, field: _ReceptiveField) -> None:
 def _is_told(module: nn.Module) -> bool:
     is_layer = not any(module.children())
     has_parameters = any(True for _ in module.parameters())
-    return is_layer and (has_parameters or isinstance(module, (*WINDOWS, *ADAPTIVE_POOLS)))
+    return is_layer and (has_parameters or isinstance(module, (*WINDOWS, *GLOBAL_POOLS)))
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -175,10 +176,8 @@ def _field_after(layer: nn.Module, before: Tensor) -> _ReceptiveField:
     if isinstance(layer, WINDOWS):
         dilation = _side(getattr(layer, "dilation", 1))
         return field.through(kernel=_side(layer.kernel_size), stride=_side(layer.stride), dilation=dilation)
-    if isinstance(layer, ADAPTIVE_POOLS):
-        side = before.shape[-1]
-        stride = side // _side(layer.output_size)
-        return field.through(kernel=side - (_side(layer.output_size) - 1) * stride, stride=stride, dilation=1)
+    if isinstance(layer, GLOBAL_POOLS):
+        return field.through(kernel=before.shape[-1], stride=1, dilation=1)
     return field
 
 
