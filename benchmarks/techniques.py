@@ -36,6 +36,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "high LR of biases": {"bias_lr_factor": 1.0},
     "Muon": {"optimizer": "sgd", "momentum": 0.85},
     "label smoothing": {"label_smoothing": 0.0},
+    "progressive resizing": {"low_res_fraction": 0.0},
     "alternating flip": {"flip_mode": "random"},
     "reflecting pad": {"pad_mode": "constant"},
     "averaged weights": {"ema_decay": None},

@@ -97,12 +97,13 @@ def expected(speed: Speed, settings: Settings, plan: BatchPlan, *, device: torch
     """The time and memory of the whole training, from what a second of it took."""
     steps = settings.epochs * plan.steps_per_epoch
     steps = min(steps, settings.max_steps or steps)
+    most = "at most" if settings.low_res_epochs else "about"  # measured with images of full size
     took = format_seconds(steps * speed.update_seconds)
     memory = f"{speed.memory_bytes / 1e9:.1f} GB of memory a process"
     if speed.gpu_bytes:
         total = torch.cuda.get_device_properties(device).total_memory
         memory += f", {speed.gpu_bytes / 1e9:.1f} of {total / 1e9:.0f} GB of GPU memory"
-    text = f"expected: about {took} for {steps:,} updates, evaluations and saves not counted; {memory}"
+    text = f"expected: {most} {took} for {steps:,} updates, evaluations and saves not counted; {memory}"
     return Check("ok", text)
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from cifar10_accel.data.augment import MEAN, STD, apply, image_key, image_keys, training_pipeline
 from cifar10_accel.data.batched import lower
-from cifar10_accel.data.batches import choose_backend
+from cifar10_accel.data.batches import choose_backend, scaled_down
 from cifar10_accel.data.cifar10 import load
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.launch import without_auto
@@ -46,7 +47,8 @@ def _augmented(
 ) -> Pixels:
     """(images, epochs, 32, 32, 3) uint8."""
     make = _batched if backend == "batched" else _one_by_one
-    return np.stack([_to_pixels(make(images, settings, epoch, indices)) for epoch in epochs], axis=1)
+    made = [_sized(make(images, settings, epoch, indices), settings, epoch) for epoch in epochs]
+    return np.stack([_to_pixels(images_of_epoch) for images_of_epoch in made], axis=1)
 
 
 def _batched(images: Pixels, settings: Settings, epoch: int, indices: Sequence[int]) -> torch.Tensor:
@@ -59,6 +61,13 @@ def _one_by_one(images: Pixels, settings: Settings, epoch: int, indices: Sequenc
     pipeline = training_pipeline(settings)
     pairs = zip(images, indices, strict=True)
     return torch.stack([apply(pipeline, image, key=image_key(settings.seed, epoch, index)) for image, index in pairs])
+
+
+def _sized(images: torch.Tensor, settings: Settings, epoch: int) -> torch.Tensor:
+    """Scaled down in epochs of small images, whose pixels are then drawn larger: (N, 3, 32, 32) as ever."""
+    if epoch >= settings.low_res_epochs:
+        return images
+    return F.interpolate(scaled_down(images, settings.low_res_size), size=images.shape[2:], mode="nearest")
 
 
 def _to_pixels(normalised: torch.Tensor) -> Pixels:

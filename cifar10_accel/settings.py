@@ -135,6 +135,11 @@ class ScheduleSettings(_Section):
     )
     low_res_size: int = Field(24, ge=16, le=31, description="side of the images in those epochs, in pixels")
 
+    @property
+    def low_res_epochs(self) -> int:
+        """The number of epochs that see small images: whole ones."""
+        return round(self.low_res_fraction * self.epochs)
+
 
 class RunSettings(_Section):
     """Where and how the run is carried out; what is evaluated and kept."""

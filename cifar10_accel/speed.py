@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +62,7 @@ def _time_loader(state: TrainingState, train: Split, plan: BatchPlan, settings: 
     """Seconds per update of making batches, and the last ones made. The start of workers does not count."""
     device = state.accelerator.device
     dtype = training_dtype(state.accelerator)
+    plan = replace(plan, low_res_epochs=0)  # the largest images that a training may have
     made = training_batches(train, plan, settings, start_step=0, stop_step=10**6, device=device, dtype=dtype)
     batches = next(made)
     _wait(device)

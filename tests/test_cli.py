@@ -103,7 +103,7 @@ def test_the_launcher_with_the_shipped_configuration(tmp_path: Path) -> None:
 
 
 def test_preview_draws_both_backends(tmp_path: Path) -> None:
-    shown = ["--epoch=0", "--epoch=3", "--index=5", "--out=p.png"]
+    shown = ["--epoch=0", "--epoch=3", "--index=5", "--low-res-fraction=0.5", "--out=p.png"]
     command = ["-m", "cifar10_accel", "data", "preview", "--compare", *shown]
     done = run_python(*command, *flags(TINY), cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -162,6 +162,8 @@ def test_the_bottleneck_is_named() -> None:
     for found_speed, took in ((serial, "0:09"), (workers, "0:06")):
         hundred = settings.model_copy(update={"max_steps": 100, "epochs": 100})
         assert f"about {took} for 100 updates" in expected(found_speed, hundred, plan, device=torch.device("cpu")).text
+        smaller = hundred.model_copy(update={"low_res_fraction": 0.5})  # measured with images of full size
+        assert f"at most {took} for" in expected(found_speed, smaller, plan, device=torch.device("cpu")).text
 
 
 def test_half_a_launch(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class BatchPlan:
             num_processes=accelerator.num_processes,
             rank=accelerator.process_index,
             seed=settings.seed,
-            low_res_epochs=round(settings.low_res_fraction * settings.epochs),
+            low_res_epochs=settings.low_res_epochs,
             low_res_size=settings.low_res_size,
         )
 

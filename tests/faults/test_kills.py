@@ -41,8 +41,9 @@ def test_one_kill(tmp_path: Path, fault: OpenFault, count: Count, straight: Stra
 @pytest.mark.parametrize(
     ("name", "num_processes", "program", "changes"),
     [
-        ("Muon on a whitened speednet", 1, TRAIN,
-         {"model": "speednet", "whitening": True, "identity_init": True, "norm_scale": False, "optimizer": "muon"}),
+        ("Muon on a whitened speednet, small images first", 1, TRAIN,
+         {"model": "speednet", "whitening": True, "identity_init": True, "norm_scale": False, "optimizer": "muon",
+          "low_res_fraction": 0.5}),
         ("two processes", 2, TRAIN, {}),
         ("averaged weights, Albumentations in two workers", 1, TRAIN,
          {"ema_decay": 0.9, "augment_backend": "albumentations", "num_workers": 2}),
