@@ -32,7 +32,8 @@ from cifar10_accel.spread import Spread
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "whitening stem": {"whitening": False},
     "identity initialisation": {"identity_init": False},
-    "norm scales fixed at 1": {"norm_scale": True},
+    "norm scales that stay fixed": {"norm_scale": True},
+    "norm gain": {"norm_gain": 1.0},
     "high LR of biases": {"bias_lr_factor": 1.0},
     "Muon": {"optimizer": "sgd", "momentum": 0.85},
     "label smoothing": {"label_smoothing": 0.0},

@@ -86,6 +86,10 @@ class ModelSettings(_Section):
     )
     identity_init: bool = Field(False, description="let 3x3 convolutions begin by passing their inputs on")
     norm_scale: bool = Field(True, description="whether norms learn a scale; their bias always is learned")
+    norm_gain: Positive = Field(
+        1.0,
+        description="scale that norms, and a whitening stem, start from or keep; above 1 smooth activations bend more",
+    )
 
 
 class OptimSettings(_Section):

@@ -241,12 +241,12 @@ def test_speednet_flops() -> None:
 def test_whitening_gives_uncorrelated_channels_of_equal_variance(name: str) -> None:
     """Checked on the images it was fitted to, whose neighbouring pixels are made to be alike."""
     smooth = F.avg_pool2d(images(200), 5, stride=1, padding=2)
-    net = make(model=name, whitening=True)
+    net = make(model=name, whitening=True, norm_gain=2)
     fit_whitening(net, smooth)
     (layer,) = [module for module in net.modules() if isinstance(module, Whitening)]
-    layer.padding = (0, 0)
-    layer.bias = None
-    outputs = layer(smooth).transpose(0, 1).flatten(1)
+    assert layer.bias is None or (layer.bias == 2).all()
+    layer.padding, layer.bias = (0, 0), None
+    outputs = layer(smooth).transpose(0, 1).flatten(1) / 2
     half = len(outputs) // 2 if layer.both_signs else len(outputs)
     covariance = outputs[:half].cov()
     assert (covariance - covariance.diag().diag()).abs().max() < 0.02
@@ -283,8 +283,9 @@ def test_identity_init_passes_inputs_on(name: str) -> None:
     assert torch.equal(first, next(parameter for parameter in identity.parameters() if parameter.ndim == 4))
 
 
-def test_norm_scale_stays_one(name: str) -> None:
-    net = make(model=name, norm_scale=False)
+def test_norm_scale_stays_what_it_is(name: str) -> None:
+    net = make(model=name, norm_scale=False, norm_gain=1.7)
     norms = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert norms
     assert all(not norm.weight.requires_grad and norm.bias.requires_grad for norm in norms)
+    assert all((norm.weight == torch.tensor(1.7)).all() for norm in norms)

@@ -48,7 +48,10 @@ def build(settings: ModelSettings, *, num_classes: int) -> nn.Module:
         _start_as_identity(net)
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
+            nn.init.constant_(layer.weight, settings.norm_gain)
             layer.weight.requires_grad_(settings.norm_scale)
+        elif isinstance(layer, Whitening):
+            layer.gain = settings.norm_gain
     return net
 
 

@@ -4,9 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Where training takes the bias of both signs to, in the middle; at zero a net of 160 updates learns less.
-FIXED_BIAS = 1.0
-
 
 class Whitening(nn.Conv2d):
     """Normalised images to the principal components of their patches, scaled to equal variance: (N, 3 * kernel_size^2,
@@ -15,15 +12,16 @@ class Whitening(nn.Conv2d):
     The filters are `fit` to the training images before training and stay. So does the bias, which only a layer with
     both signs has: training it would cost the gradient of the largest activations of the net. The biggest single
     gain of the CIFAR-10 speed runs (Page 2019, "How to train your ResNet" 8; cifar10-airbench).
+
+    gain: the standard deviation of the output, and the bias. Training takes a bias there that starts elsewhere.
     """
 
     def __init__(self, *, kernel_size: int, padding: int, both_signs: bool) -> None:
         num_filters = 3 * kernel_size**2 * (2 if both_signs else 1)
         super().__init__(3, num_filters, kernel_size, padding=padding, bias=both_signs)
         self.both_signs = both_signs
+        self.gain = 1.0
         self.requires_grad_(False)
-        if self.bias is not None:
-            nn.init.constant_(self.bias, FIXED_BIAS)
 
     @torch.no_grad()
     def fit(self, images: Tensor, *, smallest_variance: float = 5e-4) -> None:
@@ -33,7 +31,9 @@ class Whitening(nn.Conv2d):
         signs = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()  # else up to the library
         filters = (components * signs / (variances + smallest_variance).sqrt()).T.flip(0)
         filters = torch.cat([filters, -filters]) if self.both_signs else filters
-        self.weight.copy_(filters.view_as(self.weight))
+        self.weight.copy_(self.gain * filters.view_as(self.weight))
+        if self.bias is not None:
+            self.bias.fill_(self.gain)
 
 
 def stem(channels: int, *, whitening: bool) -> nn.Module:
