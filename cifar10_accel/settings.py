@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cifar10_accel.errors import SettingsError
+from cifar10_accel.names import Augmentation, Model
 from cifar10_accel.recipes import read_recipe
 from cifar10_accel.settings_errors import ENV_PREFIX, in_one_line, refuse_unknown_environment
 
-Augmentation = Literal["crop", "flip", "cutout"]
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -72,9 +72,7 @@ class DataSettings(_Section):
 class ModelSettings(_Section):
     """Which net."""
 
-    model: Literal["custom_resnet", "resnet18", "depthwise_dilated", "speednet", "speednet_deep"] = Field(
-        "custom_resnet", description="architecture; `cifar10-accel models` describes them"
-    )
+    model: Model = Field("custom_resnet", description="architecture; `cifar10-accel models` describes them")
     width: int = Field(64, ge=4, le=1024, description="channels of the first stage; the others follow in proportion")
     activation: Literal["relu", "gelu", "celu", "silu"] = Field("relu", description="non-linearity after each norm")
     head_bias: bool = Field(False, description="whether the last linear layer has a bias")

@@ -12,22 +12,22 @@ from cifar10_accel import train as train_module
 from cifar10_accel.data.batches import BatchPlan
 from cifar10_accel.errors import OutOfResourcesError
 from cifar10_accel.metrics_log import read_metrics
-from cifar10_accel.models.custom_resnet import CustomResNet
+from cifar10_accel.models.custom_resnet import Net
 from cifar10_accel.settings import Settings
 from cifar10_accel.train import train
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, *, images: int, error: Exception) -> None:
     """Makes the net fail, after its first half has run, for more images than that at once."""
-    forward = CustomResNet.forward
+    forward = Net.forward
 
-    def limited(net: CustomResNet, inputs: torch.Tensor) -> torch.Tensor:
+    def limited(net: Net, inputs: torch.Tensor) -> torch.Tensor:
         outputs = forward(net, inputs)
         if net.training and len(inputs) > images:
             raise error
         return outputs
 
-    monkeypatch.setattr(CustomResNet, "forward", limited)
+    monkeypatch.setattr(Net, "forward", limited)
 
 
 @pytest.mark.parametrize(
@@ -92,14 +92,14 @@ def test_pieces_stay_equal() -> None:
 # Trains on two ranks, of which rank 1 has room for 10 images only.
 SMALL_RANK = """
 import os, sys, torch
-from cifar10_accel.models.custom_resnet import CustomResNet
+from cifar10_accel.models.custom_resnet import Net
 from cifar10_accel.train import main
-forward = CustomResNet.forward
+forward = Net.forward
 def limited(net, inputs):
     if net.training and len(inputs) > 10 and os.environ["RANK"] == "1":
         raise torch.OutOfMemoryError("CUDA out of memory")
     return forward(net, inputs)
-CustomResNet.forward = limited
+Net.forward = limited
 main()
 """
 

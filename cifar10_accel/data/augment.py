@@ -11,20 +11,18 @@ Node 0 is the Compose itself, then come the transforms, depth first.
 """
 
 import math
-import os
 import random
 from collections.abc import Iterator
-from typing import Any, cast
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # without it the import asks the network for a newer version
+from importlib import import_module
+from typing import Any, cast, get_args
 
 import albumentations as A
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cifar10_accel.names import Augmentation
 from cifar10_accel.randomness import DRAW_BITS, draw, draws, keys_for, seed_for
 from cifar10_accel.settings import DataSettings
 
@@ -54,17 +52,11 @@ class AlternatingFlip(A.HorizontalFlip):  # type: ignore[misc]
 
 
 def training_pipeline(settings: DataSettings) -> A.Compose:
-    """The transforms named in `settings.augment`, then normalisation: uint8 HWC -> float32 CHW."""
-    chosen = set(settings.augment)
-    size, hole = IMAGE_SIZE, settings.cutout_size
-    border = cv2.BORDER_REFLECT_101 if settings.pad_mode == "reflect" else cv2.BORDER_CONSTANT
+    """The transforms of `settings.augment`, in the order of `names`, then normalisation: uint8 HWC -> float32 CHW."""
     transforms: list[A.BasicTransform] = []
-    if "crop" in chosen:
-        transforms += [A.Pad(settings.crop_padding, fill=MEAN_COLOUR, border_mode=border), A.RandomCrop(size, size)]
-    if "flip" in chosen:
-        transforms += [AlternatingFlip() if settings.flip_mode == "alternating" else A.HorizontalFlip(p=0.5)]
-    if "cutout" in chosen:
-        transforms += [A.CoarseDropout((1, 1), (hole, hole), (hole, hole), fill=MEAN_COLOUR, p=1)]
+    for name in get_args(Augmentation):
+        if name in settings.augment:
+            transforms += import_module(f"cifar10_accel.data.augmentations.{name}").transforms(settings)
     return A.Compose([*transforms, A.Normalize(MEAN, STD), A.ToTensorV2()])
 
 

@@ -1,25 +1,18 @@
-"""The nets. Each is one file of plain modules; `build` makes the one that the settings name."""
+"""The nets. Each is one file of plain modules whose class is `Net`; `build` makes the one that the settings name."""
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from cifar10_accel.models.custom_resnet import CustomResNet
-from cifar10_accel.models.depthwise_dilated import DepthwiseDilated
-from cifar10_accel.models.resnet18 import ResNet18
-from cifar10_accel.models.speednet import SpeedNet
 from cifar10_accel.models.stem import Whitening
+from cifar10_accel.names import Model
 from cifar10_accel.settings import ModelSettings
 
-NETS: dict[str, Callable[..., nn.Module]] = {
-    "custom_resnet": CustomResNet,
-    "resnet18": ResNet18,
-    "depthwise_dilated": DepthwiseDilated,
-    "speednet": SpeedNet,
-    "speednet_deep": partial(SpeedNet, convs_per_stage=3),
-}
+NETS: dict[str, Callable[..., nn.Module]] = {name: import_module(f"{__name__}.{name}").Net for name in get_args(Model)}
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": partial(nn.ReLU, inplace=True),  # the output is enough for its gradient: a third less memory

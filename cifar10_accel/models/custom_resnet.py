@@ -14,7 +14,7 @@ from cifar10_accel.models.pool import GlobalMaxPool
 from cifar10_accel.models.stem import stem
 
 
-class CustomResNet(nn.Module):
+class Net(nn.Module):
     """Images (N, 3, 32, 32) to logits (N, num_classes); stages of 1, 2, 4 and 8 times `width` channels."""
 
     def __init__(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cifar10_accel.models.stem import stem
 
 
-class ResNet18(nn.Module):
+class Net(nn.Module):
     """Images (N, 3, 32, 32) to logits (N, num_classes); stages of 1, 2, 4 and 8 times `width` channels."""
 
     def __init__(

@@ -15,7 +15,7 @@ from cifar10_accel.models.stem import Whitening
 STEM_CHANNELS = 24  # twelve components of a 2x2 patch and their negatives
 
 
-class SpeedNet(nn.Module):
+class Net(nn.Module):
     """Images (N, 3, 32, 32) to logits (N, num_classes); stages of 1, 4 and 4 times `width` channels."""
 
     def __init__(

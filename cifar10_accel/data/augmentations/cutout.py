@@ -1,0 +1,12 @@
+"""cutout: a square somewhere in the image is filled with the mean colour (https://arxiv.org/abs/1708.04552)."""
+
+import albumentations as A
+
+from cifar10_accel.data.augment import MEAN_COLOUR
+from cifar10_accel.settings import DataSettings
+
+
+def transforms(settings: DataSettings) -> list[A.BasicTransform]:
+    """One hole of `cutout_size` pixels a side."""
+    side = (settings.cutout_size, settings.cutout_size)
+    return [A.CoarseDropout((1, 1), side, side, fill=MEAN_COLOUR, p=1)]
