@@ -36,10 +36,15 @@ class PastRun:
     missing: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: Path) -> "PastRun":
-        """The run in this folder, which may still be running. Raises `InputError` if it is not a run folder."""
+    def read(cls, path: Path, *, data_dir: Path | None = None) -> "PastRun":
+        """The run in this folder, which may still be running. Raises `InputError` if it is not a run folder.
+
+        data_dir: where the data set is now, if not where the run had it.
+        """
         folder = RunFolder(path)
         settings = folder.settings()
+        if data_dir is not None:
+            settings = settings.model_copy(update={"data_dir": data_dir})
         environment, summary = folder.read_json("environment.json"), folder.read_json("summary.json")
         missing = [_unfinished(folder)] if not folder.is_finished() else []
         missing += [f"{name} is missing or broken" for name, values in

@@ -14,14 +14,14 @@ from cifar10_accel.predictions import Predictions
 MOST_LOOKS = 24  # mistakes with heat maps
 
 
-def report(run: Path, *, grad_cam: bool = False) -> Path:
+def report(run: Path, *, grad_cam: bool = False, data_dir: Path | None = None) -> Path:
     """Writes report.html into a run folder and returns its path; a run that is not finished gets what there is.
 
     grad_cam: also show where the net looked in its most confident mistakes; this loads the newest checkpoint.
-    Pictures need the data set where the run had it; nothing is downloaded. Raises `InputError` if it is not a
-    run folder, `OutOfResourcesError` if the page cannot be written.
+    Pictures need the data set where the run had it, or in `data_dir`; nothing is downloaded. Raises `InputError` if
+    it is not a run folder, `OutOfResourcesError` if the page cannot be written.
     """
-    past = PastRun.read(run)
+    past = PastRun.read(run, data_dir=data_dir)
     missing, images, training_images, looks = list(past.missing), None, None, None
     if past.test is not None or past.dynamics is not None:
         try:

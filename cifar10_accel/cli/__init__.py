@@ -112,8 +112,9 @@ def export(run_or_checkpoint: Path, form: Any, out: Path) -> None:
 @click.option("--wandb", metavar="ENTITY/PROJECT", help="make a report of this project in W&B instead")
 @click.option("--sweep", metavar="ID", help="with --wandb: of this sweep only")
 @click.option("--grad-cam", is_flag=True, help="show where the net looked in its most confident mistakes")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="where the data set is; default: as in the run")
 @exits_with_one_line
-def report(run: Path | None, wandb: str | None, sweep: str | None, grad_cam: bool) -> None:
+def report(run: Path | None, wandb: str | None, sweep: str | None, grad_cam: bool, data_dir: Path | None) -> None:
     """Write a run's report.html, a page with all that is known of it, and print its path; or report to W&B."""
     if (run is None) == (wandb is None) or (sweep and not wandb) or (grad_cam and wandb):
         raise click.UsageError("give either RUN or --wandb ENTITY/PROJECT, and --sweep only with --wandb")
@@ -124,7 +125,7 @@ def report(run: Path | None, wandb: str | None, sweep: str | None, grad_cam: boo
     elif run is not None:
         from cifar10_accel import report as verb
 
-        click.echo(verb.report(run, grad_cam=grad_cam))
+        click.echo(verb.report(run, grad_cam=grad_cam, data_dir=data_dir))
 
 
 @main.command()
@@ -171,6 +172,20 @@ def robustness(run_or_checkpoint: Path, images: int | None, seed: int, **given: 
     for table in verb.tables(result):
         Console(highlight=False).print(table)
     click.echo(f"look at it in {report(verb.folder_of(run_or_checkpoint))}; the numbers are in robustness.json")
+
+
+@main.command(context_settings=WIDE)
+@click.argument("run_or_checkpoint", type=click.Path(path_type=Path))
+@click.option("--images", type=click.IntRange(min=1), default=10_000, show_default=True,
+              help="training images to find the nearest among, evenly spread")  # fmt: skip
+@click.option("--data-dir", type=click.Path(path_type=Path), help="where the data set is; default: as in the run")
+@click.option("--port", type=click.IntRange(1, 65535), help="of the page  [default: the first free one from 7860]")
+@exits_with_one_line
+def demo(run_or_checkpoint: Path, images: int, data_dir: Path | None, port: int | None) -> None:
+    """Open a local web page: drop an image, see probabilities, Grad-CAM and the nearest training images."""
+    from cifar10_accel import demo as verb
+
+    verb.demo(run_or_checkpoint, num_images=images, data_dir=data_dir, port=port)
 
 
 @main.command("lr-range", context_settings=WIDE)
