@@ -9,6 +9,7 @@ project = "cifar10_accel"
 extensions = ["myst_parser", "reference"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
+smartquotes = False  # two dashes are a flag
 html_theme = "furo"
 html_title = "cifar10_accel"
 html_copy_source = False

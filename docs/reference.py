@@ -81,10 +81,11 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 
 def _bounds(schema: dict[str, Any]) -> Iterator[str]:
-    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     for key, word in words.items():
         if key in schema:
-            yield f"{word} {schema[key]:,}" if isinstance(schema[key], int) else f"{word} {schema[key]:g}"
+            is_whole = schema[key] == int(schema[key])
+            yield f"{word} {int(schema[key]):,}" if is_whole else f"{word} {schema[key]:g}"
 
 
 def _leaves(command: click.Command, path: list[str]) -> Iterator[tuple[list[str], click.Command]]:
@@ -112,11 +113,11 @@ def _command(path: list[str], command: click.Command) -> Iterator[str]:
 
 
 def _option(option: click.Option, context: click.Context) -> Iterator[str]:
-    metavar = "" if option.is_flag else f" {option.make_metavar(context)}"
+    metavar = "" if option.is_flag else " " + option.make_metavar(context).removesuffix(" RANGE")
     words, default = option.help or "", option.get_default(context)
     if option.show_default and default is not None:
         words += f"  [default: {default}]"
-    yield from [f"```{{option}} {option.opts[0]}{metavar}", "", words or "(see above)", "```", ""]
+    yield from [f"```{{option}} {option.opts[0]}{metavar}", "", words, "```", ""]
 
 
 def _is_setting(param: click.Parameter) -> bool:

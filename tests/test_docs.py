@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,14 @@ from documentation import (
     apply,
     do_all,
     furnish,
+    launched,
     reason_not_to_run,
     run,
     shell_commands,
 )
 
 from cifar10_accel.cli import main
+from cifar10_accel.recipes import recipe_names, recipe_path
 from cifar10_accel.settings import Settings
 from cifar10_accel.train import train
 
@@ -57,14 +60,14 @@ def test_the_reference_has_every_setting_and_command(site: Path) -> None:
     for name, field in Settings.model_fields.items():
         assert f'id="confval-{name.replace("_", "-")}"' in (site / "settings.html").read_text(), name
         assert _plain(field.description or "missing") in settings, name
-    assert "number, above 0, to 1000" in settings  # max_lr
+    assert "number, above 0, at most 1,000" in settings  # max_lr
     commands = _text(site / "commands.html")
     for name, command in main.commands.items():
         assert f"cifar10-accel {name}" in commands
         assert _plain(command.help or "missing") in commands or name in ("data", "sweep")
 
 
-def test_every_command_is_run_or_has_a_reason(tmp_path: Path) -> None:
+def test_every_command_is_run_or_has_a_reason() -> None:
     """Both ways: no entry without a use, no command of another program without an entry."""
     used = set()
     for page in PAGES:
@@ -72,6 +75,8 @@ def test_every_command_is_run_or_has_a_reason(tmp_path: Path) -> None:
             entry = reason_not_to_run(words)
             assert entry or words[0] == "cifar10-accel", f"{page.name}: {words}"
             used.add(entry)
+    for name in recipe_names():  # the page of recipes shows these lines
+        launched(shlex.split(recipe_path(name).read_text().splitlines()[0].removeprefix("# ")))
     assert set(CANNOT_RUN) <= used
     with pytest.raises(AssertionError, match="CANNOT_RUN"):
         run({}, ["rm", "-rf", "runs"])
