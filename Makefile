@@ -2,13 +2,14 @@
 # make test    run the tests; those marked long are left out
 # make test-faults   kill, starve and damage real runs, and print the table of faults
 # make check   style and types
+# make docs    the documentation as a site, in build/docs
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: train test test-faults check clean
+.PHONY: train test test-faults check docs clean
 train: $(INSTALLED)
 	$(BIN)/accelerate launch --config_file accelerate_config.yaml -m cifar10_accel.train --recipe auto $(ARGS)
 
@@ -22,6 +23,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+	@echo build/docs/index.html
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; give make PYTHON=python3.12")'

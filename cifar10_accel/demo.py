@@ -31,7 +31,8 @@ FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "mon
 CSS = """
 img { image-rendering: pixelated }
 .grid-container { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) !important }
-.caption-label { font-size: 10px !important; max-width: 100% !important; padding: 2px 4px !important; white-space: normal !important }
+.caption-label { font-size: 10px !important; padding: 2px 4px !important; max-width: 100% !important }
+.caption-label { white-space: normal !important }
 """
 
 Pixels = npt.NDArray[np.uint8]

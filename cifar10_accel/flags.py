@@ -68,7 +68,7 @@ def is_main_rank() -> bool:
 def _options(name: str, field: FieldInfo) -> list[Callable[..., Any]]:
     dashed = name.replace("_", "-")
     names = list(dict.fromkeys([f"--{dashed}", f"--{name}"]))
-    text = f"{field.description}  [default: {_shown(field.default)}]"
+    text = f"{field.description}  [default: {as_typed(field.default)}]"
     if field.annotation is not bool:
         return [click.option(*names, name, metavar=_metavar(field), help=text)]
     negations = list(dict.fromkeys([f"--no-{dashed}", f"--no_{name}"]))
@@ -86,7 +86,7 @@ def _metavar(field: FieldInfo) -> str:
     return {int: "INT", float: "FLOAT"}.get(kinds[0], "TEXT") if kinds else "TEXT"
 
 
-def _shown(default: Any) -> str:
+def as_typed(default: Any) -> str:
     """A default as one would type it."""
     if isinstance(default, tuple):
         return ",".join(default)

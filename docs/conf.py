@@ -1,0 +1,19 @@
+"""How Sphinx makes the site (`make docs`): pages are Markdown, and reference.py writes what comes from the sources."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+project = "cifar10_accel"
+extensions = ["myst_parser", "reference"]
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+smartquotes = False  # two dashes are a flag
+html_theme = "furo"
+html_title = "cifar10_accel"
+html_copy_source = False
+html_show_copyright = False
+html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]

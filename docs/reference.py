@@ -1,0 +1,124 @@
+"""The parts of the site that are written from the sources: settings, command line, recipes. A Sphinx extension."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+from pydantic_settings import BaseSettings
+from sphinx.application import Sphinx
+
+from cifar10_accel.cli import main
+from cifar10_accel.flags import as_typed
+from cifar10_accel.recipes import recipe_names, recipe_path
+from cifar10_accel.settings import Settings
+
+
+def settings() -> str:
+    """Every setting under its section: what it may be, its default, its sentence."""
+    properties = Settings.model_json_schema()["properties"]
+    lines = ["## Recipe", "", "Where the values come from that are not given.", "", *_setting("recipe", properties)]
+    for section in reversed([base for base in Settings.__bases__ if not issubclass(base, BaseSettings)]):
+        lines += [f"## {section.__name__.removesuffix('Settings')}", "", section.__doc__ or "", ""]
+        for name in section.model_fields:
+            lines += _setting(name, properties)
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    """Every command with its arguments and options; those that are settings are left to the page of settings."""
+    return "\n".join(line for path, command in _leaves(main, ["cifar10-accel"]) for line in _command(path, command))
+
+
+def recipes() -> str:
+    """Every recipe: the comment that says what to expect of it, and its values."""
+    lines = []
+    for name in recipe_names():
+        text = recipe_path(name).read_text()
+        first, *comment = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("#")]
+        values = [line for line in text.splitlines() if not line.startswith("#")]
+        lines += [f"## {name}", "", " ".join(comment), "", "```sh", first, "```", "", "```yaml", *values, "```", ""]
+    return "\n".join(lines)
+
+
+PARTS: dict[str, Callable[[], str]] = {"settings": settings, "commands": commands, "recipes": recipes}
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx: pages that ask for a part get it when they are read."""
+    app.connect("source-read", _fill_in)
+    return {"parallel_read_safe": True}
+
+
+def _fill_in(app: Sphinx, page: str, source: list[str]) -> None:
+    for name, write in PARTS.items():
+        source[0] = source[0].replace(f"<!-- written here: {name} -->", write())
+
+
+def _setting(name: str, properties: dict[str, Any]) -> list[str]:
+    field = Settings.model_fields[name]
+    return [
+        f"```{{confval}} {name}",
+        f":type: {_allowed(properties[name])}",
+        f":default: `{as_typed(field.default)}`",
+        "",
+        f"{field.description}",
+        "```",
+        "",
+    ]
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """What a value may be, in words, from its JSON schema."""
+    if "anyOf" in schema:
+        return ", or ".join(_allowed(form) for form in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema["type"] == "array":
+        return f"`none`, or any of {_allowed(schema['items'])}"
+    if schema["type"] in ("integer", "number"):
+        return ", ".join([schema["type"], *_bounds(schema)])
+    return {"null": "`none`", "boolean": "`true`, `false`"}.get(schema["type"], schema.get("format", "text"))
+
+
+def _bounds(schema: dict[str, Any]) -> Iterator[str]:
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    for key, word in words.items():
+        if key in schema:
+            is_whole = schema[key] == int(schema[key])
+            yield f"{word} {int(schema[key]):,}" if is_whole else f"{word} {schema[key]:g}"
+
+
+def _leaves(command: click.Command, path: list[str]) -> Iterator[tuple[list[str], click.Command]]:
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    for name in sorted(command.commands):
+        yield from _leaves(command.commands[name], [*path, name])
+
+
+def _command(path: list[str], command: click.Command) -> Iterator[str]:
+    name, context = " ".join(path), click.Context(command)
+    own = [param for param in command.params if not _is_setting(param)]
+    takes_settings = len(own) < len(command.params) - 10  # some commands have a few options of the same name
+    params = own if takes_settings else command.params
+    arguments = [param.make_metavar(context) for param in params if isinstance(param, click.Argument)]
+    yield from [f"## {' '.join(path[1:])}", "", command.help or "", ""]
+    usage = [name, *arguments, "[OPTIONS]", *(["[SETTINGS]"] if takes_settings else [])]
+    yield from ["```text", " ".join(usage), "```", "", f"```{{program}} {name}", "```", ""]
+    for param in params:
+        if isinstance(param, click.Option):
+            yield from _option(param, context)
+    if takes_settings:
+        yield from ["Every [setting](settings.md) is an option too.", ""]
+
+
+def _option(option: click.Option, context: click.Context) -> Iterator[str]:
+    metavar = "" if option.is_flag else " " + option.make_metavar(context).removesuffix(" RANGE")
+    words, default = option.help or "", option.get_default(context)
+    if option.show_default and default is not None:
+        words += f"  [default: {default}]"
+    yield from [f"```{{option}} {option.opts[0]}{metavar}", "", words, "```", ""]
+
+
+def _is_setting(param: click.Parameter) -> bool:
+    return param.name is not None and param.name.removeprefix("not__") in Settings.model_fields
