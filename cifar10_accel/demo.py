@@ -27,7 +27,7 @@ ENLARGED = 8  # times: 32 pixels would be a stamp
 NUM_NEAREST = 10
 NUM_EXAMPLES = 20  # test images to choose from
 # Gradio's own look without its fonts, which come from the network.
-FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 CSS = """
 img { image-rendering: pixelated }
 .grid-container { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) !important }
@@ -114,8 +114,9 @@ def page(guide: Guide, *, title: str) -> "gradio.Blocks":
     def of_example(chosen: gradio.SelectData) -> list[Any]:
         return show(examples[chosen.index][0])
 
-    plain = {"format": "png", "buttons": [], "show_label": False, "height": "auto"}
-    with gradio.Blocks(title=title, analytics_enabled=False) as blocks:
+    plain: dict[str, Any] = {"format": "png", "buttons": [], "show_label": False, "height": "auto"}
+    blocks = gradio.Blocks(title=title, analytics_enabled=False)
+    with blocks:
         gradio.Markdown(f"## {title}\nNothing leaves this machine. Images are cropped to a square of 32 pixels a side.")
         with gradio.Row():
             with gradio.Column():

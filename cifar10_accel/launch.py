@@ -1,6 +1,8 @@
 """Builds the one Accelerator of a process and refuses launches that would not be what they seem."""
 
 import atexit
+import gc
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -29,6 +31,9 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     num_launched = int(os.environ.get("WORLD_SIZE", "1"))
     without_gpu = not torch.accelerator.is_available()
     timeout = timedelta(seconds=settings.collective_timeout)
+    if num_launched > 1:
+        # Imported later, as by DDP, it would hold the process group for ever: as a default of its functions.
+        importlib.import_module("torch.distributed.nn.functional")
     _join_after_restart(timeout)
     try:
         accelerator = Accelerator(
@@ -117,8 +122,14 @@ def _cores_per_process() -> int:
 
 
 def _leave_process_group() -> None:
-    """A process that exits while gloo's threads still run can abort, and its launcher then calls the run failed."""
+    """Ends gloo's threads while Python still runs.
+
+    A thread that lets go of a tensor while the interpreter is finalized aborts the process, and its launcher
+    calls the run failed (https://github.com/pytorch/pytorch/issues/190489). The threads are waited for when the
+    last reference to the group goes, and DDP, which may hang in a cycle, has one.
+    """
     if torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 

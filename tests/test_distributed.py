@@ -13,12 +13,28 @@ from cifar10_accel.launch import make_accelerator
 from cifar10_accel.metrics_log import read_metrics
 from cifar10_accel.settings import Settings
 
+# `python -m cifar10_accel.trace` that says which threads are left as Python is about to be finalized.
+TRACE = """
+import atexit
+from pathlib import Path
+def tell():
+    print("threads:", *(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")))
+atexit.register(tell)
+from cifar10_accel.trace import main
+main()
+"""
+
 
 def trace(cwd: Path, *, num_processes: int, **changes: Any) -> list[Any]:
-    """LR, images in order and hash of the pixels of each update on so many processes; fails if it did not get them."""
-    args = ["-m", "cifar10_accel.trace", "--out=trace.jsonl", "--steps=12", *flags(TINY | changes)]
+    """LR, images in order and hash of the pixels of each update on so many processes.
+
+    Fails if it did not get them, and if one of gloo's threads is left at their end, which could abort it.
+    """
+    (cwd / "tracing.py").write_text(TRACE)
+    args = ["tracing.py", "--out=trace.jsonl", "--steps=12", *flags(TINY | changes)]
     done = run_python(*args, cwd=cwd, num_processes=num_processes)
     assert done.returncode == 0, done.stderr
+    assert (done.stdout.count("threads:"), done.stdout.count("gloo")) == (num_processes, 0), done.stdout
     launched, *lines = map(json.loads, (cwd / "trace.jsonl").read_text().splitlines())
     assert launched["processes"] == num_processes
     return [[line["lr"], line["indices"], line["pixels"]] for line in lines]
