@@ -10,7 +10,7 @@ def keep_freed_memory() -> None:
     """From now on this process reuses the memory it frees; nothing happens where the C library is not glibc.
 
     Every update on a CPU allocates and frees the same activations. As mappings of their own, which is how glibc
-    serves what is large, they come back from the kernel page by page and cleared: a tenth of the time of an update.
+    serves what is large, they come back from the kernel page by page and cleared; BENCHMARKS.md has what that costs.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -30,6 +30,7 @@ NUM_EXAMPLES = 20  # test images to choose from
 FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 CSS = """
 img { image-rendering: pixelated }
+.grid-wrap { min-height: 0 !important; max-height: none !important }
 .grid-container { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) !important }
 .caption-label { font-size: 10px !important; padding: 2px 4px !important; max-width: 100% !important }
 .caption-label { white-space: normal !important }
