@@ -35,9 +35,10 @@ class Browser:
         self._out, self._in = os.fdopen(ours, "wb", buffering=0), os.fdopen(theirs, "rb")
         self._number, self._session = 0, None
         self.requested: list[str] = []  # addresses the pages asked for
+        self.errors: list[str] = []  # that no script of theirs has caught
         target = self._do("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._do("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Network", "DOM"):
+        for domain in ("Page", "Network", "DOM", "Runtime"):
             self._do(f"{domain}.enable")
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self._do("Emulation.setEmulatedMedia", features=scheme)
@@ -90,6 +91,8 @@ class Browser:
         while (answer := self._read()).get("id") != self._number:
             if answer.get("method") == "Network.requestWillBeSent":
                 self.requested.append(answer["params"]["request"]["url"])
+            if answer.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(str(answer["params"]["exceptionDetails"]))
         assert "error" not in answer, f"{method}: {answer['error']}"
         return dict(answer["result"])
 
