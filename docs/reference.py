@@ -36,11 +36,16 @@ def recipes() -> str:
         text = recipe_path(name).read_text()
         first, *comment = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("#")]
         values = [line for line in text.splitlines() if not line.startswith("#")]
-        lines += [f"## {name}", "", " ".join(comment), "", "```sh", first, "```", "", "```yaml", *values, "```", ""]
+        command = first.replace(" -m ", " \\\n    -m ")
+        lines += [f"## {name}", "", " ".join(comment), "", *_block("sh", [command]), *_block("yaml", values)]
     return "\n".join(lines)
 
 
 PARTS: dict[str, Callable[[], str]] = {"settings": settings, "commands": commands, "recipes": recipes}
+
+
+def _block(language: str, lines: list[str]) -> list[str]:
+    return [f"```{language}", *lines, "```", ""]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # What makes any command small, through the environment, which wins over recipes.
 SMALL = {
-    "DATASET": "synthetic", "SYNTHETIC_SIZE": "200", "WIDTH": "4", "EPOCHS": "1", "PEAK_EPOCH": "0.5",
+    "DATASET": "synthetic", "SYNTHETIC_SIZE": "300", "WIDTH": "4", "EPOCHS": "1", "PEAK_EPOCH": "0.5",
     "BATCH_SIZE": "8", "EVAL_BATCH_SIZE": "40", "LOG_EVERY": "5", "EVAL_EVERY": "1", "CHECKPOINT_EVERY": "1",
     "NUM_THREADS": "1", "COMPILE": "false", "TTA": "flip", "TRACKER": "none",
 }  # fmt: skip
@@ -136,7 +136,7 @@ def _pip(words: Words) -> None:
 
 def launched(words: Words) -> None:
     """The launcher takes its flags, and the training takes the rest."""
-    if words[0] == "torchrun ":
+    if words[0] == "torchrun":
         from torch.distributed.run import get_args_parser as parser
     else:
         from accelerate.commands.launch import launch_command_parser as parser  # type: ignore[no-redef]
