@@ -104,13 +104,12 @@ def page(guide: Guide, *, title: str) -> "gradio.Blocks":
         answer = guide.answer(pixels)
         return [answer.probabilities, answer.seen, answer.heat, answer.nearest]
 
-    def of_file(path: str | None) -> list[Any]:
-        if path is None:
-            return [None] * 4
+    def of_file(path: str) -> list[Any]:
         try:
-            return show(read_image(Path(path)))
+            return [None, *show(read_image(Path(path)))]  # nothing is left in the place for files: it takes the next
         except InputError as error:
-            raise gradio.Error(str(error).replace(path, Path(path).name)) from None
+            gradio.Warning(str(error).replace(path, Path(path).name))
+            return [None, *[gradio.skip()] * 4]
 
     def of_example(chosen: gradio.SelectData) -> list[Any]:
         return show(examples[chosen.index][0])
@@ -134,7 +133,7 @@ def page(guide: Guide, *, title: str) -> "gradio.Blocks":
         gradio.Markdown("The training images nearest to it for the net: cosine, class and index")
         nearest = gradio.Gallery(allow_preview=False, **plain)
         answers = [label, seen, heat, nearest]
-        dropped.change(of_file, dropped, answers, show_progress="hidden")
+        dropped.upload(of_file, dropped, [dropped, *answers], show_progress="hidden")
         chosen.select(of_example, None, answers, show_progress="hidden")
     return blocks
 

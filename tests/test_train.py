@@ -231,11 +231,18 @@ def test_tta_is_measured_on_test_set_and_hold_out(tmp_path: Path, monkeypatch: p
 
 
 def test_a_speednet_learns_with_muon_and_a_whitened_stem(tmp_path: Path) -> None:
-    techniques = {"whitening": True, "identity_init": True, "norm_scale": False, "optimizer": "muon"}
+    techniques = {"whitening": True, "identity_init": True, "norm_scale": False, "norm_gain": 1.7, "optimizer": "muon"}
     summary = run(
-        tmp_path / "run", model="speednet", width=8, momentum=0.85, max_lr=3.0, synthetic_size=1000, **techniques
+        tmp_path / "run",
+        model="speednet",
+        width=8,
+        momentum=0.85,
+        max_lr=3.0,
+        low_res_fraction=0.34,
+        synthetic_size=1000,
+        **techniques,
     )
     assert summary["test/accuracy"] > 0.5
     saved = weights(tmp_path / "run")
     assert saved["stem.0.weight"].shape == (24, 3, 2, 2)
-    assert torch.equal(saved["stage1.halve.2.weight"], torch.ones(8))
+    assert torch.equal(saved["stage1.halve.2.weight"], torch.full((8,), 1.7))
