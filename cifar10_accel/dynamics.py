@@ -6,7 +6,6 @@ MixUp or CutMix it is the mixed image, and still its own label that counts.
 Legend: E epochs, N training images, K classes.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cifar10_accel.array_file import load_arrays, save_arrays
 from cifar10_accel.errors import InputError
 
 Floats = npt.NDArray[np.float32]
@@ -21,6 +21,7 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 UNSEEN = -1  # the prediction where an image was not in any batch of an epoch
+ADVICE = "delete it"  # a report does without
 
 
 @dataclass(frozen=True)
@@ -101,26 +102,15 @@ class Dynamics:
 
     def save(self, path: Path) -> None:
         """Writes an npz of the arrays, whole or not at all; equal records give equal files."""
-        aside = path.with_name(f"{path.name}.tmp")
-        with aside.open("wb") as file:
-            np.savez(file, loss=self.loss, prediction=self.prediction, label=self.label)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        save_arrays(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> "Dynamics":
         """What `save` wrote; `InputError` if the file is missing, damaged or something else."""
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                loaded = cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
-            shapes = {loaded.loss.shape, loaded.prediction.shape}
-            belong = len(shapes) == 1 and loaded.loss.ndim == 2 and loaded.loss.shape[1:] == loaded.label.shape
-        except Exception as error:  # a damaged zip can raise nearly anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{path}: not readable as training dynamics ({reason}); delete it") from None
-        if not belong:
-            raise InputError(f"{path}: its arrays do not belong together; delete it")
+        loaded = cls(**load_arrays(path, cls.__dataclass_fields__, what="training dynamics", advice=ADVICE))
+        shapes = {loaded.loss.shape, loaded.prediction.shape}
+        if len(shapes) > 1 or loaded.loss.ndim != 2 or loaded.loss.shape[1:] != loaded.label.shape:
+            raise InputError(f"{path}: its arrays do not belong together; {ADVICE}")
         return loaded
 
     def _over_epochs(self, values: Floats) -> tuple[Floats, Floats]:

@@ -1,16 +1,18 @@
 """What a net said about every image of a split, and what people ask of that: how good, and where wrong."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from cifar10_accel.array_file import load_arrays, save_arrays
 from cifar10_accel.errors import InputError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+
+ADVICE = "give a run's predictions.npz"
 
 
 @dataclass(frozen=True)
@@ -62,26 +64,15 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Writes an npz of plain arrays: index, label, prediction, probabilities, loss. Whole or not at all."""
-        aside = path.with_name(f"{path.name}.tmp")
-        with aside.open("wb") as file:
-            np.savez(
-                file, index=self.index, label=self.label, prediction=self.prediction,
-                probabilities=self.probabilities, loss=self.loss,
-            )  # fmt: skip
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        save_arrays(path, vars(self) | {"prediction": self.prediction})
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":
         """What `save` wrote; `InputError` if the file is missing, damaged or something else."""
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                loaded = cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
-                prediction = arrays["prediction"]
-        except Exception as error:  # a damaged zip can raise nearly anything
-            reason = _reason(error)
-            raise InputError(f"{path}: not readable as predictions ({reason}); give a run's predictions.npz") from None
+        names = (*cls.__dataclass_fields__, "prediction")
+        arrays = dict(load_arrays(path, names, what="predictions", advice=ADVICE))
+        prediction = arrays.pop("prediction")
+        loaded = cls(**arrays)
         loaded._require_agreement(path, prediction)
         return loaded
 
@@ -92,7 +83,7 @@ class Predictions:
         dimensions = [2 if name == "probabilities" else 1 for name in shapes]
         agree = [len(shape) for shape in shapes.values()] == dimensions and len({len(a) for a in arrays.values()}) == 1
         if not agree or not np.array_equal(self.prediction, prediction):
-            raise InputError(f"{path}: its arrays do not belong together ({shapes}); give a run's predictions.npz")
+            raise InputError(f"{path}: its arrays do not belong together ({shapes}); {ADVICE}")
 
 
 def worst_mistakes(predictions: Predictions, limit: int) -> list[int]:
@@ -117,9 +108,3 @@ def changes(before: Predictions, after: Predictions) -> tuple[list[int], list[in
     up, down = np.argsort(-gain, kind="stable"), np.argsort(gain, kind="stable")
     fixed, broken = ~before.correct & after.correct, before.correct & ~after.correct
     return up[fixed[up]].tolist(), down[broken[down]].tolist()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return " ".join(str(error).split()) or type(error).__name__

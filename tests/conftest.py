@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from cifar10_accel.settings import Settings
+from cifar10_accel.train import train
+
 pytest_plugins = ["fault_table"]
 
 REPOSITORY = Path(__file__).parent.parent
@@ -39,6 +42,14 @@ def real_data_dir() -> Path:
     if REAL_DATA is None or not Path(REAL_DATA).is_dir():
         pytest.skip("CIFAR10_ACCEL_DATA_DIR names no folder")
     return Path(REAL_DATA)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the smallest training."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(Settings(**TINY, run_dir=folder))
+    return folder
 
 
 def flags(settings: dict[str, Any]) -> list[str]:

@@ -11,20 +11,10 @@ import numpy as np
 import pytest
 from browser import Browser
 from click.testing import CliRunner
-from conftest import TINY
 from PIL import Image
 
 from cifar10_accel.cli import main
 from cifar10_accel.demo import Guide
-from cifar10_accel.settings import Settings
-from cifar10_accel.train import train
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train(Settings(**TINY, run_dir=folder))
-    return folder
 
 
 @pytest.fixture(scope="module")

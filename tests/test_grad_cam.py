@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import TINY
 from PIL import Image
 from torch import Tensor, nn
 
@@ -16,14 +15,6 @@ from cifar10_accel.grad_cam import heat_maps, overlay
 from cifar10_accel.models import NETS, build
 from cifar10_accel.predictions import Predictions
 from cifar10_accel.settings import Settings
-from cifar10_accel.train import train
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train(Settings(**TINY, run_dir=folder))
-    return folder
 
 
 def call(*args: object) -> Result:

@@ -14,6 +14,7 @@ from cifar10_accel.dynamics import Dynamics
 from cifar10_accel.pages.compare import RunShown, write_compare_page
 from cifar10_accel.pages.run import write_run_page
 from cifar10_accel.pages.sweep import write_sweep_page
+from cifar10_accel.pages.sweep_charts import Goal, colour_key, goodness
 from cifar10_accel.predictions import Predictions, changes
 from cifar10_accel.settings import Settings
 from cifar10_accel.trials import State, Trial
@@ -92,6 +93,23 @@ def test_sweep_page(trials: list[Trial], tmp_path: Path) -> None:
     if values:
         assert f"{max(values):.2%}" in page.text
     assert "nan" not in re.sub(r"<(style|script)>.*?</\1>", "", page.text, flags=re.S).lower().replace("nan@", "")
+
+
+@pytest.mark.parametrize("goal", ["maximize", "minimize"])
+def test_failed_trials_leave_the_others_their_colours(goal: Goal) -> None:
+    sign = 1 if goal == "maximize" else -1
+    trials = [trial(n, value=sign * value) for n, value in enumerate([0.76, 0.7, 0.14, 0.75, 0.72, 0.74, 0.73])]
+    shares = goodness(trials, goal)
+    assert sorted(shares, key=lambda n: -shares[n]) == [0, 3, 5, 6, 4, 1, 2]
+    assert shares[0] == 1
+    assert math.isclose(shares[6], 0.5)
+    assert math.isclose(shares[1], 0, abs_tol=1e-9)
+    assert shares[2] < 0
+    key = colour_key(trials, "val/loss", goal)
+    assert "or worse" in key
+    assert "or worse" not in colour_key(trials[:2], "val/loss", goal)
+    same = goodness([trial(n, value=sign * value) for n, value in enumerate([0.7, 0.7, 0.1, 0.7])], goal)
+    assert same == {0: 1, 1: 1, 2: 0, 3: 1}
 
 
 def predictions(num_images: int, num_classes: int = 10) -> Predictions:

@@ -10,16 +10,7 @@ from conftest import TINY
 
 from cifar10_accel.cli import main
 from cifar10_accel.predictions import Predictions
-from cifar10_accel.settings import Settings
 from cifar10_accel.spread import mcnemar
-from cifar10_accel.train import train
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train(Settings(**TINY, run_dir=folder))
-    return folder
 
 
 def report(*args: object) -> Result:

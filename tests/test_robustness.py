@@ -15,14 +15,6 @@ from cifar10_accel.data.corruptions import CORRUPTIONS, corrupt
 from cifar10_accel.pages.robustness import of_robustness
 from cifar10_accel.predictions import Predictions
 from cifar10_accel.settings import Settings
-from cifar10_accel.train import train
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train(Settings(**TINY, run_dir=folder))
-    return folder
 
 
 def call(*args: object) -> Result:

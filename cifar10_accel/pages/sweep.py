@@ -1,5 +1,6 @@
 """sweep.html: what was tried, what was best, and what mattered."""
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -101,7 +102,7 @@ def _curves(trials: Sequence[Trial], best: Trial | None, metric: str) -> Markup 
 
 
 def _best_first(trials: Sequence[Trial], shares: Mapping[int, float]) -> list[Trial]:
-    return sorted(trials, key=lambda t: (-shares.get(t.number, -1.0), t.number))
+    return sorted(trials, key=lambda t: (-shares.get(t.number, -math.inf), t.number))
 
 
 def _row(trial: Trial, trials: Sequence[Trial], metric: str) -> _Row:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Literal
 
 from markupsafe import Markup
@@ -26,14 +27,27 @@ def finite_values(trials: Sequence[Trial]) -> list[float]:
     return [float(trial.value) for trial in trials if trial.value is not None and math.isfinite(trial.value)]
 
 
+def colour_range(trials: Sequence[Trial], goal: Goal) -> tuple[float, float]:
+    """The values that have the worst and the best colour.
+
+    The worst colour is as far below the median as the best is above it, or the worst value if that is nearer: a few
+    trials that failed must not make all others look alike. There must be a finite value.
+    """
+    values = sorted(finite_values(trials), reverse=goal == "minimize")
+    worst, middle, best = values[0], median(values), values[-1]
+    if middle == best:  # more than half are the best
+        return worst, best
+    mirrored = 2 * middle - best
+    return max(worst, mirrored) if goal == "maximize" else min(worst, mirrored), best
+
+
 def goodness(trials: Sequence[Trial], goal: Goal) -> dict[int, float]:
-    """For each trial with a value, from 0 (worst) to 1 (best) of those there are."""
+    """For each trial with a value its place in the range of colours: 1 the best, 0 the worst colour, or less."""
     values = {trial.number: value for trial in trials for value in finite_values([trial])}
     if not values:
         return {}
-    low, high = min(values.values()), max(values.values())
-    shares = {number: (value - low) / (high - low) if high > low else 1.0 for number, value in values.items()}
-    return shares if goal == "maximize" else {number: 1 - share for number, share in shares.items()}
+    worst, best = colour_range(trials, goal)
+    return {number: (value - worst) / (best - worst) if best != worst else 1.0 for number, value in values.items()}
 
 
 def varying(trials: Sequence[Trial]) -> list[str]:
@@ -90,7 +104,7 @@ def parallel_coordinates(trials: Sequence[Trial], names: Sequence[str], *, metri
     values = fit(finite_values(trials), bottom, top)
     spacing = AXIS_SPACING if len(names) < 6 else AXIS_SPACING * 0.8
     columns = {name: 76 + k * spacing for k, name in enumerate([*names, metric])}
-    ordered = sorted(trials, key=lambda t: shares.get(t.number, -1.0))
+    ordered = sorted(trials, key=lambda t: shares.get(t.number, -math.inf))
     drawn = [_strand(t, scales, values, columns, shares.get(t.number), metric) for t in ordered]
     rulers = [_ruler(name, columns[name], scale, word_or_number=None) for name, scale in scales.items()]
     rulers.append(_ruler(metric, columns[metric], values, word_or_number=format_of(metric)))
@@ -109,14 +123,16 @@ def importance_bars(importance: Mapping[str, float]) -> tuple[list[str], list[fl
 
 
 def colour_key(trials: Sequence[Trial], metric: str, goal: Goal) -> Markup:
-    """What the colours mean: the worst and the best value at the ends."""
-    values = sorted(finite_values(trials), reverse=goal == "minimize")
+    """What the colours mean: the values at the ends of their range."""
+    values = finite_values(trials)
     if not values:
         return Markup("")
-    written = format_of(metric)
+    written, (worst, best) = format_of(metric), colour_range(trials, goal)
+    are_worse = any(value < worst if goal == "maximize" else value > worst for value in values)
     ramp = f"background:linear-gradient(90deg,{','.join(COLOURS)})"
-    return tag("p", tag("span", f"{metric} {written(values[0])}"), tag("span", class_="ramp", style=ramp),
-               tag("span", f"{written(values[-1])} (best)"), class_="key-ramp")  # fmt: skip
+    return tag("p", tag("span", f"{metric} {written(worst)}{' or worse' if are_worse else ''}"),
+               tag("span", class_="ramp", style=ramp), tag("span", f"{written(best)} (best)"),
+               class_="key-ramp")  # fmt: skip
 
 
 def described(trial: Trial, metric: str) -> str:
