@@ -1,5 +1,6 @@
 """A connection to W&B for those who read from it: one that is there and logged in, or one line that says what to do."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from cifar10_accel.errors import InputError
 
 TIMEOUT_SECONDS = 20
+SETTLE_SECONDS = 0.3  # the service takes a millisecond
 
 
 @contextmanager
@@ -26,6 +28,7 @@ def connected(what: str) -> Iterator[Any]:
             raise InputError(f"{what}: nobody is logged in to {server}; run `wandb login`")
         yield wandb.Api(timeout=TIMEOUT_SECONDS)
     except (wandb.Error, ValueError) as error:
+        let_service_settle()
         # A ValueError, as it is or wrapped, is what W&B raises where there is nothing.
         if isinstance(getattr(error, "exc", error), ValueError):
             raise InputError(f"{what}: not found at {server} ({_in_one_line(error)}); check the path") from None
@@ -33,6 +36,15 @@ def connected(what: str) -> Iterator[Any]:
             f"{what}: {server} gives no answer or none for your key ({_in_one_line(error)}); "
             "check the network and `wandb login`"
         ) from None
+
+
+def let_service_settle() -> None:
+    """Call this after W&B has given up on a request, before its service is ended or the process exits.
+
+    The service answers that it has cancelled the request. If the connection is closed before, the service stops
+    reading, misses that it should end, and W&B waits for it without a limit.
+    """
+    time.sleep(SETTLE_SECONDS)
 
 
 def _in_one_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from accelerate.tracking import WandBTracker
 
 from cifar10_accel.mirrors import Mirror, in_one_line, is_image, started, warn
 from cifar10_accel.settings import TrackingSettings
+from cifar10_accel.wandb_api import let_service_settle
 
 # For the W&B client, where the user's environment does not say otherwise. Together they bound what an
 # outage can cost. Its error reports are off because they go to the same server, at exit, without a limit.
@@ -66,6 +67,9 @@ class WandbMirror(Mirror):
             self._run.mark_preempting()
         try:
             self._run.finish(exit_code=exit_code)
+        except Exception:
+            let_service_settle()
+            raise
         finally:
             for name in self._own_variables:
                 os.environ.pop(name, None)
@@ -91,6 +95,7 @@ def _start_wandb(settings: TrackingSettings, run_dir: Path, run_name: str) -> Wa
         return start(wandb_mode(settings.wandb_mode))
     except Exception as error:
         warn(f"W&B cannot be used as wanted ({in_one_line(error)}); it records this run offline")
+    let_service_settle()
     with suppress(Exception):  # the client's service holds the run's id, or has died of what the server said
         wandb.teardown()
     return start("offline")

@@ -1,6 +1,7 @@
 """Shared by all tests: a clean environment, small settings, the real data where it is at hand."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from cifar10_accel.settings import Settings
 from cifar10_accel.train import train
 
 pytest_plugins = ["fault_table"]
+
+# Shells let what they start in the background ignore Ctrl-C, and so would everything that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = os.environ.get("CIFAR10_ACCEL_DATA_DIR")

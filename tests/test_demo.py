@@ -28,7 +28,10 @@ def address(run_folder: Path) -> Iterator[str]:
             yield line.partition("answers at ")[2].split()[0]
         finally:
             process.send_signal(signal.SIGINT)
-            _, complaints = process.communicate(timeout=60)
+            try:
+                _, complaints = process.communicate(timeout=60)
+            finally:
+                process.kill()  # else the end of this context waits for it
     assert (process.returncode, "Traceback" in complaints) == (0, False), complaints
 
 
