@@ -19,7 +19,6 @@ from cifar10_accel.engine import train_step
 from cifar10_accel.interrupt import StopSignal
 from cifar10_accel.journal import Journal
 from cifar10_accel.launch import make_accelerator
-from cifar10_accel.optim import make_optimizer
 from cifar10_accel.schedule import OneCycle
 from cifar10_accel.settings import Settings
 from cifar10_accel.stopwatch import Stopwatch
@@ -109,7 +108,7 @@ def this_project(task: Task, net: nn.Module) -> float:
     """What `train.py` does in an update that ends no epoch."""
     settings, feed = task.settings, Feed(task, [[batch] for batch in task.batches])
     accelerator = make_accelerator(settings)
-    model, optimizer = prepare(accelerator, net, make_optimizer(net, settings))
+    model, optimizer = prepare(accelerator, net, settings)
     state = TrainingState(
         accelerator=accelerator, net=net, model=model, average=None, optimizer=optimizer, step=0,
         since_line=torch.zeros(3, device=accelerator.device), since_epoch=[0.0, 0.0, 0.0], watch=Stopwatch(0.0),

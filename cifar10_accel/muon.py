@@ -23,6 +23,9 @@ class Muon(torch.optim.SGD):
     own size by which a bank turns in one update, whatever the loss and the layer, and needs no decay.
     """
 
+    grad_scale: Tensor | None
+    found_inf: Tensor
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -33,20 +36,32 @@ class Muon(torch.optim.SGD):
         for group in self.param_groups:
             if group.get("orthogonal"):
                 for filters in group["params"]:
-                    self._turn(filters, group)
+                    self._step_of(filters, group)
         loss: float | None = super().step(closure)
         return loss
 
-    def _turn(self, filters: Tensor, group: dict[str, Any]) -> None:
-        gradient = filters.grad
-        if gradient is None:
+    def _step_of(self, filters: Tensor, group: dict[str, Any]) -> None:
+        if filters.grad is None:
             return
         momentum = self.state[filters].setdefault("momentum_buffer", torch.zeros_like(filters))
+        turn = self._turn_unless_overflown if hasattr(self, "found_inf") else self._turn
+        turn(filters, filters.grad, momentum, group)
+        filters.grad = None  # done: SGD passes over it
+
+    def _turn(self, filters: Tensor, gradient: Tensor, momentum: Tensor, group: dict[str, Any]) -> None:
         momentum.mul_(group["momentum"]).add_(gradient)
         direction = gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
         filters.mul_(len(filters) ** 0.5 / filters.norm())
         filters.sub_(orthogonalized(direction.flatten(1)).view_as(filters), alpha=group["lr"])
-        filters.grad = None  # done: SGD passes over it
+
+    def _turn_unless_overflown(
+        self, filters: Tensor, gradient: Tensor, momentum: Tensor, group: dict[str, Any]
+    ) -> None:
+        """After a loss scaler, which sets `grad_scale` and `found_inf` while a fused optimizer makes its step."""
+        before = filters.clone(), momentum.clone()
+        self._turn(filters, gradient if self.grad_scale is None else gradient / self.grad_scale, momentum, group)
+        for now, then in zip((filters, momentum), before, strict=True):
+            now.copy_(torch.where(self.found_inf > 0, then, now))  # the host need not know
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:

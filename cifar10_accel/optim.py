@@ -11,14 +11,23 @@ from cifar10_accel.muon import Muon
 from cifar10_accel.settings import OptimSettings
 
 
-def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """The optimizer of `model`; its LR is set before every update, so it starts at zero."""
+def make_optimizer(model: nn.Module, settings: OptimSettings, *, fused: bool = False) -> torch.optim.Optimizer:
+    """The optimizer of `model`; its LR is set before every update, so it starts at zero.
+
+    fused: in few kernels, which also do the work of fp16's loss scaler. Otherwise the host waits in every update to
+    hear from the device whether a gradient has overflowed.
+    """
     groups = parameter_groups(model, settings)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=(settings.momentum, 0.999))
+        return torch.optim.AdamW(groups, lr=0.0, betas=(settings.momentum, 0.999), fused=fused)
     nesterov = settings.nesterov and settings.momentum > 0
     rule = Muon if settings.optimizer == "muon" else torch.optim.SGD
-    return rule(groups, lr=0.0, momentum=settings.momentum, nesterov=nesterov)
+    optimizer = rule(groups, lr=0.0, momentum=settings.momentum, nesterov=nesterov, fused=fused)
+    if fused and settings.momentum > 0:
+        # The kernel makes it of the first gradient, and of whatever lies in memory if that one has overflowed.
+        for parameter in (parameter for group in groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:

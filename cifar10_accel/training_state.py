@@ -17,7 +17,7 @@ from cifar10_accel.models import build, fit_whitening
 from cifar10_accel.optim import make_average, make_optimizer
 from cifar10_accel.randomness import seed_for
 from cifar10_accel.recorder import Recorder
-from cifar10_accel.settings import Settings
+from cifar10_accel.settings import OptimSettings, Settings
 from cifar10_accel.stopwatch import Stopwatch
 
 WHITENING_IMAGES = 2000  # two million patches
@@ -77,7 +77,9 @@ class TrainingState:
         load_into(self.net, state.model, source=source)
         if self.average is not None and state.average is not None:
             load_into(self.average, state.average, source=source)
-        self.optimizer.load_state_dict(state.training["optimizer"])
+        # Options of groups are for the settings to say; whether kernels are fused, for the device of today.
+        options = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(state.training["optimizer"] | {"param_groups": options})
         if self.accelerator.scaler is not None and state.training["loss_scale"] is not None:
             self.accelerator.scaler.load_state_dict(state.training["loss_scale"])
         self.step = state.step
@@ -105,22 +107,22 @@ def build_state(settings: Settings, accelerator: Accelerator, dataset: Dataset) 
     if settings.whitening:
         fit_whitening(net, _some_images(dataset.train, accelerator.device))
     average = make_average(net, settings.ema_decay)
-    optimizer = make_optimizer(net, settings)
     if settings.compile:
         net.compile()
-    model, optimizer = prepare(accelerator, net, optimizer)
+    model, optimizer = prepare(accelerator, net, settings)
     return TrainingState(
         accelerator=accelerator, net=net, model=model, average=average, optimizer=optimizer, step=0,
         since_line=torch.zeros(3, device=accelerator.device), since_epoch=[0.0, 0.0, 0.0], watch=Stopwatch(0.0),
     )  # fmt: skip
 
 
-def prepare(accelerator: Accelerator, net: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-    """The net and the optimizer as Accelerate prepares them. All ranks must call this.
+def prepare(accelerator: Accelerator, net: nn.Module, settings: OptimSettings) -> tuple[nn.Module, Optimizer]:
+    """The net and its optimizer as Accelerate prepares them. All ranks must call this.
 
     The wrapper of the optimizer stays only where it does something, for the loss scale of fp16: without one it
     looks through the installed packages, twice an update, and then calls the optimizer.
     """
+    optimizer = make_optimizer(net, settings, fused=accelerator.device.type == "cuda")
     model, prepared = accelerator.prepare(net, optimizer)
     plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     unneeded = accelerator.scaler is None and accelerator.distributed_type in plain

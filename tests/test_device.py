@@ -5,6 +5,7 @@ something on the host and mixes it with what is on the device, which on a CPU wo
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,9 +64,8 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
 )
 def test_no_update_and_no_evaluation_asks_the_device(changes: dict[str, Any], accelerator: Accelerator) -> None:
     settings = Settings(**(changes | SMALL), compile=False)
-    random = np.random.default_rng(0)
-    split = Split(random.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8), np.arange(200) % 10)
-    dataset = Dataset("synthetic", tuple("abcdefghij"), split, None, split)
+    dataset = _dataset()
+    split = dataset.train
     with _OneDevice():
         state = training_state.build_state(settings, accelerator, dataset)
         recorder = Recorder(accelerator, split.labels, num_classes=10)
@@ -80,6 +80,17 @@ def test_no_update_and_no_evaluation_asks_the_device(changes: dict[str, Any], ac
     assert all(parameter.device == DEVICE for parameter in state.net.parameters())
 
 
+def test_a_checkpoint_of_a_cpu_goes_on_on_a_gpu() -> None:
+    """Where the optimizer's kernels are fused and do the work of the loss scaler: it must not be told otherwise."""
+    cpu, gpu = (training_state.build_state(Settings(recipe="smoke"), Accelerator(), _dataset()) for _ in range(2))
+    gpu.optimizer.param_groups[0]["fused"] = True
+    cpu.step = 7
+    gpu.restore(cpu.capture(), source=Path("step-7"))
+    assert gpu.step == 7
+    assert gpu.optimizer.param_groups[0]["fused"]
+    assert not cpu.optimizer.param_groups[0]["fused"]
+
+
 def test_what_would_be_found() -> None:
     on_device, on_host = torch.zeros(3, device=DEVICE), torch.zeros(3, dtype=torch.int64)
     with _OneDevice():
@@ -89,6 +100,12 @@ def test_what_would_be_found() -> None:
             bool(on_device.sum() > 0)
         with pytest.raises(NotImplementedError):
             on_device[on_device > 0]
+
+
+def _dataset() -> Dataset:
+    images = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
+    split = Split(images, np.arange(200) % 10)
+    return Dataset("synthetic", tuple("abcdefghij"), split, None, split)
 
 
 def _batches(split: Split, settings: Settings, accelerator: Accelerator) -> Iterator[list[Batch]]:
