@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from cifar10_accel.data.batched import normalize
 from cifar10_accel.data.batches import Batch
 from cifar10_accel.data.cifar10 import Split
-from cifar10_accel.data.resident import ResidentImages
+from cifar10_accel.data.resident import resident_images
 from cifar10_accel.errors import NonFiniteError
 from cifar10_accel.optim import set_lr
 from cifar10_accel.predictions import Predictions
@@ -103,7 +103,7 @@ def evaluate_pass(
     """
     net = accelerator.unwrap_model(model).eval()  # DDP's collectives would hang on unequal numbers of batches
     _share_buffers(accelerator, net)
-    images, labels = ResidentImages(split, accelerator.device), torch.from_numpy(split.labels).to(accelerator.device)
+    images, labels = resident_images(split, accelerator.device), torch.from_numpy(split.labels).to(accelerator.device)
     own = torch.arange(accelerator.process_index, len(labels), accelerator.num_processes)
     with accelerator.autocast():
         logits = [_view_logits(net, images.take(part), tta) for part in torch.split(own, batch_size)]

@@ -87,7 +87,7 @@ def _runs_out(state: TrainingState, split: Split, plan: BatchPlan, settings: Set
 
 
 def _any_rank(state: TrainingState, flag: bool) -> bool:
-    if torch.cuda.is_available():
+    if flag and torch.cuda.is_available():
         torch.cuda.empty_cache()  # what the failed try had reserved, in pieces of the wrong size
     flags = state.accelerator.gather(torch.tensor([flag], device=state.accelerator.device))
     return bool(flags.any())

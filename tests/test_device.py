@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from cifar10_accel import training_state
 from cifar10_accel.data.batches import Batch, BatchPlan, training_batches
 from cifar10_accel.data.cifar10 import Dataset, Split
-from cifar10_accel.data.resident import ResidentImages
+from cifar10_accel.data.resident import resident_images
 from cifar10_accel.engine import _view_logits, train_step
 from cifar10_accel.recipes import recipe_names
 from cifar10_accel.recorder import Recorder
@@ -74,7 +74,7 @@ def test_no_update_and_no_evaluation_asks_the_device(changes: dict[str, Any], ac
                 accelerator, state.model, state.optimizer, batches, lr=0.1, settings=settings, average=state.average,
                 recorder=recorder,
             )  # fmt: skip
-        images = ResidentImages(split, DEVICE).take(torch.arange(100))
+        images = resident_images(split, DEVICE).take(torch.arange(100))
         plain, averaged = _view_logits(state.evaluated.eval(), images, settings.tta)
     assert state.since_line.device == plain.device == averaged.device == DEVICE
     assert all(parameter.device == DEVICE for parameter in state.net.parameters())

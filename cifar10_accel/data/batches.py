@@ -27,7 +27,7 @@ from cifar10_accel.data.augment import IMAGE_SIZE, AugmentedImages, image_keys, 
 from cifar10_accel.data.batched import NotLowerable, lower
 from cifar10_accel.data.cifar10 import Split
 from cifar10_accel.data.mixing import mix
-from cifar10_accel.data.resident import ResidentImages, to_device
+from cifar10_accel.data.resident import resident_images, to_device
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.randomness import draws, keys_for, seed_for
 from cifar10_accel.settings import DataSettings, Settings
@@ -157,7 +157,7 @@ def _augmented_on_device(
     start_step: int, stop_step: int, device: torch.device, dtype: torch.dtype,
 ) -> Iterator[list[Batch]]:  # fmt: skip
     """Nothing here waits for the device, so the host is many updates ahead: all the prefetching there has to be."""
-    images, labels = ResidentImages(split, device), torch.from_numpy(split.labels).to(device)
+    images, labels = resident_images(split, device), torch.from_numpy(split.labels).to(device)
     augment = lower(training_pipeline(settings))
     for steps in _augmented_together(plan, start_step, stop_step, device):
         chosen = torch.from_numpy(np.concatenate([part for step in steps for part in plan.indices(step)]))

@@ -15,9 +15,9 @@ from cifar10_accel.randomness import draws, keys_for, seed_for
 from cifar10_accel.settings import DataSettings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their labels: training, hold-out or test."""
+    """Images and their labels: training, hold-out or test. Not to be written to: copies may be on a device."""
 
     images: npt.NDArray[np.uint8]  # (N, 32, 32, 3) uint8, contiguous
     labels: npt.NDArray[np.int64]  # (N,) int64, 0 .. K - 1

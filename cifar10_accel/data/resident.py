@@ -1,5 +1,7 @@
 """The images of a split where batches are cut out of them: on the device if they fit, else in host memory."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,12 @@ class ResidentImages:
         """Images on the device, (B, 3, 32, 32) uint8 in channels_last memory, for (B,) int64 indices on the host."""
         indices = to_device(indices, self._pixels.device)
         return to_device(self._pixels.index_select(0, indices), self._device).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=2)  # training and test set
+def resident_images(split: Split, device: torch.device) -> ResidentImages:
+    """The split's images, copied to the device when they are first asked for and kept."""
+    return ResidentImages(split, device)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
