@@ -22,6 +22,7 @@ from benchmarks.trainings import (
     summaries,
     train_for,
 )
+from cifar10_accel.errors import SettingsError
 from cifar10_accel.flags import WIDE, exits_with_one_line, settings_flags
 from cifar10_accel.repeat import Seed, plan
 from cifar10_accel.settings import Settings
@@ -53,11 +54,17 @@ Summaries = Mapping[int, Mapping[str, Any]]  # by seed
 @seeds_option(default=3)
 @MINUTES
 @WORKERS
+@click.option("--only", metavar="NAME", multiple=True, help="take out this one of the table  [default: each of them]")
 @settings_flags
 @exits_with_one_line
-def main(seeds: int, minutes: float, workers: int | None, **flags: Any) -> None:
+def main(seeds: int, minutes: float, workers: int | None, only: tuple[str, ...], **flags: Any) -> None:
     """A recipe against itself with one technique taken out, on a hold-out, with paired seeds."""
     groups = plan_groups({"val_size": HOLD_OUT} | benchmark_flags(flags), num_seeds=seeds)
+    if unknown := set(only) - set(groups):
+        has = ", ".join(repr(name) for name in groups if name)
+        raise SettingsError(f"--only: the recipe has no {min(unknown)!r} to take out; it has {has}")
+    if only:
+        groups = {name: runs for name, runs in groups.items() if name in ("", *only)}
     runs = [run for pair in zip(*groups.values(), strict=True) for run in pair]  # whole pairs first
     missing = train_for(minutes, runs, num_workers=workers, say=click.echo)
     click.echo(f"\n{describe_machine()}\n")
@@ -75,6 +82,8 @@ def plan_groups(flags: dict[str, Any], *, num_seeds: int) -> dict[str, list[Seed
         f"augmentation: {one}": {"augment": [other for other in base.augment if other != one]} for one in base.augment
     }
     for technique, without in (TECHNIQUES | augmentations).items():
+        if technique == "Muon" and base.optimizer != "muon":
+            continue  # momentum is another with SGD, and would count as a technique
         name, runs = plan(flags | {"recipe": base.recipe} | without, num_seeds=num_seeds)
         if name not in names:
             groups[technique], names = runs, names | {name}

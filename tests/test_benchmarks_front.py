@@ -110,10 +110,10 @@ def test_a_run_that_diverges_does_not_hold_up_the_others(tmp_path: Path) -> None
 
 def test_techniques_are_taken_out_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     given = TINY | {"augment": "flip", "label_smoothing": 0.1, "tta": "flip"}
-    chosen = ("label smoothing", "MixUp")
+    chosen = ("label smoothing", "MixUp", "Muon")
     monkeypatch.setattr(techniques, "TECHNIQUES", {name: techniques.TECHNIQUES[name] for name in chosen})
     groups = techniques.plan_groups(given, num_seeds=2)
-    assert list(groups) == ["", "label smoothing", "augmentation: flip"]  # the recipe has no MixUp
+    assert list(groups) == ["", "label smoothing", "augmentation: flip"]  # neither MixUp nor Muon
     assert groups["label smoothing"][1].settings.label_smoothing == 0
     assert groups["augmentation: flip"][0].settings.augment == ()
 
@@ -131,6 +131,14 @@ def test_techniques_are_taken_out_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
     assert "| augmentation: flip | 75.00% | +10.00 | 1 | 0.50x |" in words
     assert "| TTA | 81.00% +- 12.71% | +5.00 +- 0.00 | 2 | 1.00x |" in words
     assert "missing: 1 of 6 runs; the same command continues" in words
+
+    monkeypatch.setattr(techniques, "train_for", lambda minutes, runs, **_: [run for run in runs if not run.is_done()])
+    few = said(techniques.main, "--seeds=2", "--only=augmentation: flip", *flags(given))
+    assert "label smoothing" not in few
+    assert "| augmentation: flip | 75.00% | +10.00 | 1 | 0.50x |" in few
+    refused = CliRunner().invoke(techniques.main, ["--only=Muon", *flags(given)])
+    assert refused.exit_code == 2
+    assert "the recipe has no 'Muon' to take out; it has 'label smoothing', 'augmentation: flip'" in refused.stderr
 
 
 def finish(run: Seed, summary: dict[str, Any]) -> None:
