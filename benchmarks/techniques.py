@@ -36,7 +36,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "norm scales that stay fixed": {"norm_scale": True},
     "norm gain": {"norm_gain": 1.0},
     "high LR of biases": {"bias_lr_factor": 1.0},
-    "Muon": {"optimizer": "sgd", "momentum": 0.85},
+    "Muon": {"optimizer": "sgd"},
     "label smoothing": {"label_smoothing": 0.0},
     "progressive resizing": {"low_res_fraction": 0.0},
     "alternating flip": {"flip_mode": "random"},
@@ -82,8 +82,6 @@ def plan_groups(flags: dict[str, Any], *, num_seeds: int) -> dict[str, list[Seed
         f"augmentation: {one}": {"augment": [other for other in base.augment if other != one]} for one in base.augment
     }
     for technique, without in (TECHNIQUES | augmentations).items():
-        if technique == "Muon" and base.optimizer != "muon":
-            continue  # momentum is another with SGD, and would count as a technique
         name, runs = plan(flags | {"recipe": base.recipe} | without, num_seeds=num_seeds)
         if name not in names:
             groups[technique], names = runs, names | {name}

@@ -25,8 +25,9 @@ def make_optimizer(model: nn.Module, settings: OptimSettings, *, fused: bool = F
     optimizer = rule(groups, lr=0.0, momentum=settings.momentum, nesterov=nesterov, fused=fused)
     if fused and settings.momentum > 0:
         # The kernel makes it of the first gradient, and of whatever lies in memory if that one has overflowed.
-        for parameter in (parameter for group in groups for parameter in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        for group in groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import Watch
 
 from cifar10_accel.data import batches as batches_module
 from cifar10_accel.data.batches import BatchPlan, epoch_order, training_batches
@@ -139,26 +139,9 @@ def test_the_training_dtype_is_that_of_the_batches(split: Split) -> None:
     assert torch.equal(batch.images, pixels(split, 0, plan())[0].to(torch.bfloat16))
 
 
-class _Watch(TorchDispatchMode):
-    """Notes the operations that make the host wait for what the device has computed."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "equal", "to_cpu")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_operations, self.waited_for = 0, []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket.__name__
-        self.num_operations += 1
-        if any(waiting in name for waiting in self.WAITING):
-            self.waited_for.append(name)
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("changes", [{}, {"flip_mode": "alternating", "mixup_alpha": 1.0}, {"cutmix_alpha": 1.0}])
 def test_no_batch_waits_for_the_device(changes: dict[str, Any], split: Split) -> None:
-    with _Watch() as watch:
+    with Watch() as watch:
         pixels(split, 0, plan(), **changes)
         assert watch.waited_for == []
         assert watch.num_operations > 100

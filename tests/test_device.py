@@ -13,18 +13,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from conftest import TINY
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cifar10_accel import training_state
+from cifar10_accel.data import resident
 from cifar10_accel.data.batches import Batch, BatchPlan, training_batches
 from cifar10_accel.data.cifar10 import Dataset, Split
-from cifar10_accel.data.resident import resident_images
 from cifar10_accel.engine import _view_logits, train_step
 from cifar10_accel.recipes import recipe_names
 from cifar10_accel.recorder import Recorder
 from cifar10_accel.settings import Settings
+from cifar10_accel.train import train
 
 DEVICE = torch.device("meta")
 COPIES = ("_to_copy", "copy_")
@@ -74,7 +76,7 @@ def test_no_update_and_no_evaluation_asks_the_device(changes: dict[str, Any], ac
                 accelerator, state.model, state.optimizer, batches, lr=0.1, settings=settings, average=state.average,
                 recorder=recorder,
             )  # fmt: skip
-        images = resident_images(split, DEVICE).take(torch.arange(100))
+        images = resident.resident_images(split, DEVICE).take(torch.arange(100))
         plain, averaged = _view_logits(state.evaluated.eval(), images, settings.tta)
     assert state.since_line.device == plain.device == averaged.device == DEVICE
     assert all(parameter.device == DEVICE for parameter in state.net.parameters())
@@ -89,6 +91,14 @@ def test_a_checkpoint_of_a_cpu_goes_on_on_a_gpu() -> None:
     assert gpu.step == 7
     assert gpu.optimizer.param_groups[0]["fused"]
     assert not cpu.optimizer.param_groups[0]["fused"]
+
+
+def test_images_are_copied_to_the_device_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often they are evaluated: training set, hold-out, test set."""
+    copied: list[int] = []
+    monkeypatch.setattr(resident, "_has_room", lambda device, num_bytes: copied.append(num_bytes) is None)
+    train(Settings(**TINY | {"epochs": 3, "eval_every": 1}, run_dir=tmp_path / "run"))
+    assert len(copied) == 3
 
 
 def test_what_would_be_found() -> None:
