@@ -1,7 +1,7 @@
-# make train   get everything and train on CIFAR-10     (ARGS="--epochs 2" changes settings)
+# make train   install, get the data and train on CIFAR-10     (ARGS="--epochs 2" changes settings)
 # make test    run the tests; those marked long are left out
-# make test-faults   kill, starve and damage real runs, and print the table of faults
-# make check   style and types
+# make test-faults   kill real runs, damage their files, and print the table of faults
+# make check   style, types and the direction of imports
 # make docs    the documentation as a site, in build/docs
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,12 +17,13 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" $(ARGS)
 
 test-faults: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults tests/test_sweep.py tests/test_wandb_sweep.py tests/test_verify.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults tests/sweep tests/commands/test_verify.py $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 docs: $(INSTALLED)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs

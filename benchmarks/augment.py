@@ -1,8 +1,8 @@
-"""What augmentation costs: `python -m benchmarks.augment`. All contestants in one run on one thread.
+"""Cost of augmentation: `python -m benchmarks.augment`. All contestants in one run on one thread.
 
-The pipeline is the default one: reflect pad 4, random crop, random flip, cutout 8, normalise to float32.
-Contestants take turns; the time is CPU time of the one thread, so that other load on the machine counts
-as little as can be. Needs no data. With a GPU it also measures the batched execution there, beside a training step.
+The pipeline is the default one: reflect pad 4, random crop, random flip, cutout 8, normalise to float32. Contestants
+take turns. CPU time of the one thread is measured, so that other load on the machine has little influence. Needs no
+data. With a GPU it also measures the batched execution there, beside a training step.
 """
 
 import importlib.util
@@ -16,24 +16,25 @@ import torchvision.transforms.v2 as tv
 
 from benchmarks import memory
 from benchmarks.machine import describe_machine
-from cifar10_accel.data.augment import MEAN, STD, apply, image_key, image_keys, training_pipeline
-from cifar10_accel.data.batched import lower, normalize
+from cifar10_accel.data.augment.batched import lower, normalize
+from cifar10_accel.data.augment.pipeline import apply, image_key, image_keys, training_pipeline
+from cifar10_accel.data.constants import MEAN, STD
 from cifar10_accel.settings import Settings
 
 BATCH = 512
 AT_ONCE = 8  # batches that training augments together on a GPU
-SINGLE = 512  # images a round for those that go image by image
+SINGLE = 512  # images per round for contestants that process single images
 ROUNDS = 15
 IMAGES = np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
 BATCHED = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)  # (N, 3, 32, 32) uint8, channels_last
 PLANAR = BATCHED.contiguous()  # the layout torchvision is fastest with
 CUTOUT = (8 * 8) / (32 * 32)
 
-Contestant = tuple[str, int, Callable[[], Any]]  # name, images a call, call
+Contestant = tuple[str, int, Callable[[], Any]]  # name, images per call, call
 
 
 def main() -> None:
-    """Prints the machine, the versions and the tables."""
+    """Print the machine, the versions and the tables."""
     torch.set_num_threads(1)
     print(describe_machine("torchvision", "albumentations", "kornia", "numpy"))
     print_table(contestants())
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def contestants() -> list[Contestant]:
-    """Ours first; every other runs the same transforms in its own way."""
+    """Return the contestants, ours first; all others run the same transforms with their own implementation."""
     pipeline = training_pipeline(Settings())
     augment = lower(pipeline)
     indices = torch.arange(BATCH)
@@ -70,18 +71,20 @@ def contestants() -> list[Contestant]:
 
 
 def torchvision_transforms() -> Any:
-    """The default pipeline in torchvision v2."""
-    return tv.Compose([
-        tv.RandomCrop(32, padding=4, padding_mode="reflect"),
-        tv.RandomHorizontalFlip(),
-        tv.RandomErasing(p=1, scale=(CUTOUT, CUTOUT), ratio=(1, 1), value=[125, 123, 114]),
-        tv.ToDtype(torch.float32, scale=True),
-        tv.Normalize(MEAN, STD, inplace=True),
-    ])  # fmt: skip
+    """Return the default pipeline in torchvision v2."""
+    return tv.Compose(
+        [
+            tv.RandomCrop(32, padding=4, padding_mode="reflect"),
+            tv.RandomHorizontalFlip(),
+            tv.RandomErasing(p=1, scale=(CUTOUT, CUTOUT), ratio=(1, 1), value=[125, 123, 114]),
+            tv.ToDtype(torch.float32, scale=True),
+            tv.Normalize(MEAN, STD, inplace=True),
+        ]
+    )
 
 
 def kornia_transforms() -> Any:
-    """The default pipeline in kornia, on floats in 0..1."""
+    """Return the default pipeline in kornia, on floats in 0..1."""
     import kornia.augmentation as K
 
     return K.AugmentationSequential(
@@ -93,7 +96,7 @@ def kornia_transforms() -> Any:
 
 
 def print_table(found: list[Contestant]) -> None:
-    """Images per second, best of the rounds, and how many times as fast `batched` is."""
+    """Print images per second, best and median of the rounds, and the ratio of `batched`."""
     seconds: dict[str, list[float]] = {name: [] for name, _, _ in found}
     for _ in range(ROUNDS):
         for name, num_images, call in found:
@@ -110,9 +113,11 @@ def print_table(found: list[Contestant]) -> None:
 
 
 def print_gpu() -> None:
-    """The batched execution on the GPU, and its share of a training step of `custom_resnet` in fp16."""
+    """Print the speed of batched execution on the GPU, and its share of a training step of `resnet9` in fp16."""
     augment = lower(training_pipeline(Settings()))
-    print(f"\n| {torch.cuda.get_device_name()}, torch {torch.version.cuda} | images/s | ms a batch |\n|---|---:|---:|")
+    print(
+        f"\n| {torch.cuda.get_device_name()}, torch {torch.version.cuda} | images/s | ms per batch |\n|---|---:|---:|"
+    )
     for num_images in (BATCH, AT_ONCE * BATCH, 50_000):
         images = torch.randint(0, 256, (num_images, 32, 32, 3), dtype=torch.uint8, device="cuda").permute(0, 3, 1, 2)
         indices = torch.arange(num_images, device="cuda")
@@ -121,27 +126,27 @@ def print_gpu() -> None:
         if num_images == AT_ONCE * BATCH:
             share = seconds / AT_ONCE
     step = _gpu_seconds(_training_step())
-    print(f"training step of custom_resnet, fp16, batch {BATCH}: {step * 1e3:.2f} ms", end="; ")
+    print(f"training step of resnet9, fp16, batch {BATCH}: {step * 1e3:.2f} ms", end="; ")
     print(f"augmentation, {AT_ONCE} batches at once, is {share / step:.1%} of it")
 
 
 def _training_step() -> Callable[[], None]:
-    from cifar10_accel.models import build
+    from cifar10_accel.models.registry import build_model
 
-    net = build(Settings(), num_classes=10).cuda().to(memory_format=torch.channels_last)
+    model = build_model(Settings(), num_classes=10).cuda().to(memory_format=torch.channels_last)
     inputs = torch.randn(BATCH, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (BATCH,), device="cuda")
 
     def step() -> None:
         with torch.autocast("cuda", torch.float16):
-            loss = torch.nn.functional.cross_entropy(net(inputs), labels)
+            loss = torch.nn.functional.cross_entropy(model(inputs), labels)
         loss.backward()  # type: ignore[no-untyped-call]
 
     return step
 
 
 def _gpu_seconds(call: Callable[[], Any]) -> float:
-    """Seconds a call, from 50 in a row after 10 to warm up; best of five."""
+    """Return the seconds per call: best of five rounds of 50 calls, after 10 to warm up."""
     for _ in range(10):
         call()
     times = []

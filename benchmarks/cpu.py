@@ -1,8 +1,8 @@
-"""How close the training loop comes to what a CPU can compute: `python -m benchmarks.cpu --recipe cpu`.
+"""Speed of the training loop relative to the limit of a CPU: `python -m benchmarks.cpu --recipe cpu`.
 
-Images/s of the real loop (batches made, update), the FLOP/s in that, and beside it the rate of a large matrix
-product on the same threads, which convolutions can hardly exceed. Then where the time goes.
-Takes a minute and needs no data: drawn images cost the same. They have full size, where a recipe begins with smaller.
+Prints images/s and FLOP/s of the real loop (making batches, training step), and the FLOP/s of a large matrix product
+on the same threads, which convolutions can hardly exceed; then the share of each kind of operation. Takes a minute and
+needs no data: synthetic images cost the same. They always have full size, also if the recipe starts with smaller ones.
 """
 
 import os
@@ -16,89 +16,93 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe_machine
-from cifar10_accel.data.batches import BatchPlan, training_batches
-from cifar10_accel.data.cifar10 import load
-from cifar10_accel.engine import train_step
-from cifar10_accel.flags import WIDE, exits_with_one_line, settings_flags
-from cifar10_accel.launch import make_accelerator, training_dtype
+from cifar10_accel.cli.flags import WIDE_HELP, handle_user_errors, settings_options
+from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.settings import Settings
-from cifar10_accel.training_state import build_state
+from cifar10_accel.training.accelerator import make_accelerator
+from cifar10_accel.training.setup import RunSetup
+from cifar10_accel.training.state import build_state
+from cifar10_accel.training.step import train_step
 
-WARM_UPDATES = 3  # the first ones choose kernels and fill caches
-PROFILED_UPDATES = 10
-ROUNDS = 5  # loop and matrix products take turns, and the best of each counts: other load hits both
+WARM_STEPS = 3  # the first ones choose kernels and fill caches
+PROFILED_STEPS = 10
+ROUNDS = 5  # loop and matrix products take turns, and the best round of each counts: other load affects both
 MATRIX = 2048  # rows and columns: large enough for the best rate
 NUM_IMAGES = 4096
-LR = 1e-6  # the net is thrown away
+LR = 1e-6  # the model is discarded
 BATCHES = "batches made"
-UPDATE = "whole update"
-# What an operation is counted as, by the first of these words in its name or in that of what it is part of.
+STEP = "whole step"
+# Kind of an operation, by the first of these words in its name or in that of an operation it is part of.
 KINDS = {
-    BATCHES: "making batches", "optimizer.step": "optimizer", "conv": "convolutions", "batch_norm": "norms",
-    "batchnorm": "norms", "pool": "pooling", "elu": "activations", "silu": "activations", "linear": "last layer",
+    BATCHES: "making batches",
+    "optimizer.step": "optimizer",
+    "conv": "convolutions",
+    "batch_norm": "norms",
+    "batchnorm": "norms",
+    "pool": "pooling",
+    "elu": "activations",
+    "silu": "activations",
+    "linear": "last layer",
     "mmbackward": "last layer",
-}  # fmt: skip
+}
 OTHER = "everything else"
 
 
-@click.command(context_settings=WIDE)
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10, show_default=True,
-              help="of updates to measure")  # fmt: skip
-@settings_flags
-@exits_with_one_line
+@click.command(context_settings=WIDE_HELP)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10,
+    show_default=True,
+    help="time to measure",
+)
+@settings_options
+@handle_user_errors
 def main(seconds: float, **flags: Any) -> None:
-    """Images/s and FLOP/s of the training loop on this CPU, against its matrix products."""
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "KINETO_LOG_LEVEL": "99"}  # no GPU, and no word about it
-    drawn = {"dataset": "synthetic", "synthetic_size": NUM_IMAGES, "low_res_fraction": 0}
-    settings = Settings(**{"recipe": "cpu"} | drawn | flags)
+    """Measure images/s and FLOP/s of the training loop on this CPU, relative to its matrix products."""
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "KINETO_LOG_LEVEL": "99"}  # no GPU, and no message about that
+    synthetic = {"dataset": "synthetic", "synthetic_size": NUM_IMAGES, "low_res_fraction": 0}
+    settings = Settings(**{"recipe": "cpu"} | synthetic | flags)
     loop = Loop(settings)
-    flops_an_image = count_flops(settings) / settings.batch_size
-    loop.run(WARM_UPDATES)
+    flops_per_image = count_flops(settings) / settings.batch_size
+    loop.run(WARM_STEPS)
     rounds = [(loop.images_per_second(seconds / ROUNDS), matrix_product_rate()) for _ in range(ROUNDS)]
     rate, possible = map(max, zip(*rounds, strict=True))
-    achieved = rate * flops_an_image
+    achieved = rate * flops_per_image
     click.echo(f"{describe_machine()}\n")
-    click.echo(f"| {settings.recipe}: {settings.model}, width {settings.width}, batch {settings.batch_size}; "
-               f"threads: {torch.get_num_threads()} | |\n|---|---:|")  # fmt: skip
+    click.echo(
+        f"| {settings.recipe}: {settings.model}, width {settings.width}, batch {settings.batch_size}; "
+        f"threads: {torch.get_num_threads()} | |\n|---|---:|"
+    )
     click.echo(f"| images/s of the loop | {rate:,.0f} |")
-    click.echo(f"| GFLOP an image, forward and backward | {flops_an_image / 1e9:.3f} |")
+    click.echo(f"| GFLOP per image, forward and backward | {flops_per_image / 1e9:.3f} |")
     click.echo(f"| GFLOP/s of the loop | {achieved / 1e9:.1f} |")
     click.echo(f"| GFLOP/s of a float32 matrix product, {MATRIX} x {MATRIX} | {possible / 1e9:.1f} |")
     click.echo(f"| the loop reaches of that | {achieved / possible:.0%} |")
-    click.echo("\n| share of an update | |\n|---|---:|")
+    click.echo("\n| share of a step | |\n|---|---:|")
     for kind, share in loop.shares().most_common():
         click.echo(f"| {kind} | {share:.1%} |")
 
 
 class Loop:
-    """The updates of a training, one after another as the training makes them."""
+    """The steps of a training, as the training loop takes them."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.accelerator = make_accelerator(settings)
-        self.dataset = load(settings, seed=settings.seed)
-        self.state = build_state(settings, self.accelerator, self.dataset)
-        plan = BatchPlan.of(settings, self.accelerator, num_images=len(self.dataset.train))
-        self.batches = training_batches(
-            self.dataset.train, plan, settings, start_step=0, stop_step=10**9,
-            device=self.accelerator.device, dtype=training_dtype(self.accelerator),
-        )  # fmt: skip
+        setup = RunSetup(make_accelerator(settings), settings, load_dataset(settings, seed=settings.seed))
+        self.state = build_state(setup)
+        self.batches = setup.loader.batches(0, 10**9)
 
-    def run(self, num_updates: int) -> None:
-        """Makes so many updates."""
-        for _ in range(num_updates):
-            with record_function(UPDATE):
+    def run(self, num_steps: int) -> None:
+        """Take `num_steps` steps."""
+        for _ in range(num_steps):
+            with record_function(STEP):
                 with record_function(BATCHES):
                     batches = next(self.batches)
-                self.state.seed_update(self.settings.seed)
-                train_step(
-                    self.accelerator, self.state.model, self.state.optimizer, batches, lr=LR, settings=self.settings,
-                    average=self.state.average,
-                )  # fmt: skip
-                self.state.step += 1
+                train_step(self.state, batches, lr=LR)
 
     def images_per_second(self, seconds: float) -> float:
-        """Over updates that take at least so long."""
+        """Measure the speed over steps that take at least `seconds`."""
         start, count = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - start) < seconds:
             self.run(1)
@@ -106,9 +110,9 @@ class Loop:
         return count * self.settings.batch_size / elapsed
 
     def shares(self) -> "Counter[str]":
-        """The share of the time that each kind of operation takes by itself; they add up to 1."""
+        """Return the share of the time of each kind of operation; shares add up to 1."""
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            self.run(PROFILED_UPDATES)
+            self.run(PROFILED_STEPS)
         times: Counter[str] = Counter()
         for event in profiler.events() or ():
             times[_kind(event)] += event.self_cpu_time_total
@@ -117,7 +121,7 @@ class Loop:
 
 
 def count_flops(settings: Settings) -> int:
-    """Floating-point operations of one update, two for each multiply-add, as torch counts them."""
+    """Return the floating-point operations of one step, two for each multiply-add, as torch counts them."""
     loop = Loop(settings.model_copy(update={"compile": False}))
     with FlopCounterMode(display=False) as counter:
         loop.run(1)
@@ -125,7 +129,7 @@ def count_flops(settings: Settings) -> int:
 
 
 def matrix_product_rate() -> float:
-    """FLOP/s of a float32 matrix product, the faster of two."""
+    """Return the FLOP/s of a float32 matrix product, the faster of two."""
     left, right, product = torch.randn(3, MATRIX, MATRIX)
     times = []
     for _ in range(2):
@@ -136,7 +140,7 @@ def matrix_product_rate() -> float:
 
 
 def _kind(event: Any) -> str:
-    """What an operation is counted as: the outermost thing it is part of decides."""
+    """Return the kind of an operation; the outermost operation it is part of decides."""
     chain = [event]
     while chain[0].cpu_parent is not None:
         chain.insert(0, chain[0].cpu_parent)

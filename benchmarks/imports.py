@@ -1,8 +1,8 @@
-"""Where the time of importing goes: `python -m benchmarks.imports`. Of the command line, and of a training.
+"""Import time by package, of the command line and of a training: `python -m benchmarks.imports`.
 
-Each is imported in a new process under `-X importtime`, which makes imports slower, so look at the shares. What a
-package takes is its own: a package that it imports counts for itself. Files come from the cache of the system, where
-the first round puts them. Figures are medians over rounds. Needs no data and no network.
+Each is imported in a new process under `-X importtime`, which makes imports slower, so only the shares are meaningful.
+The time of a package excludes packages that it imports. After the first round, files come from the page cache. Figures
+are medians over rounds. Needs no data and no network.
 """
 
 import subprocess
@@ -25,7 +25,7 @@ Seconds = dict[str, float]  # by package
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="processes for each table")
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="packages in each table")
 def main(rounds: int, top: int) -> None:
-    """Show which packages the time of importing goes to."""
+    """Measure the import time of each package."""
     found: dict[str, list[Seconds]] = {title: [] for title in IMPORTED}
     for _ in range(rounds):
         for title, module in IMPORTED.items():
@@ -36,7 +36,7 @@ def main(rounds: int, top: int) -> None:
 
 
 def import_times(module: str) -> str:
-    """What Python prints about importing this module in a new process; ends this program if that fails."""
+    """Import a module in a new process and return the report of `-X importtime`; exit if that fails."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", f"import {module}"], capture_output=True, text=True
     )
@@ -46,7 +46,7 @@ def import_times(module: str) -> str:
 
 
 def own_seconds(text: str) -> Seconds:
-    """Seconds by package, from lines such as `import time:  self [us] |  cumulative |  package.module`."""
+    """Return seconds by package, from lines such as `import time:  self [us] |  cumulative |  package.module`."""
     seconds: Seconds = defaultdict(float)
     for line in text.splitlines():
         own, _, rest = line.removeprefix(PREFIX).partition("|")
@@ -57,7 +57,7 @@ def own_seconds(text: str) -> Seconds:
 
 
 def print_table(title: str, measured: list[Seconds], *, top: int) -> None:
-    """The packages that take longest, each with its share, then all others together."""
+    """Print the slowest packages, each with its share, then all others together."""
     names = set().union(*measured)
     seconds = {name: median(each.get(name, 0.0) for each in measured) for name in names}
     total = sum(seconds.values())

@@ -1,4 +1,4 @@
-"""The machine and the versions that a benchmark's figures belong to."""
+"""Description of the machine and of the versions that a benchmark was run with."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ import torch
 
 
 def describe_machine(*packages: str) -> str:
-    """One line: processor, cores and load, Python, torch, and the versions of some packages."""
+    """Return one line with processor, cores and load, Python, torch, and the versions of some packages."""
     versions = [f"{name} {_version(name)}" for name in ("torch", *packages)]
     return ", ".join([_processor(), f"load {os.getloadavg()[0]:.1f}", f"Python {platform.python_version()}", *versions])
 

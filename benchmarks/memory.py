@@ -1,8 +1,8 @@
-"""What the data path adds to the memory of two processes on one machine: `python -m benchmarks.memory`.
+"""Memory that the images add to two processes on one machine: `python -m benchmarks.memory`.
 
-CIFAR-10 where it is at hand (CIFAR10_ACCEL_DATA_DIR), else a drawn set of its size: loading, which leaves one
-copy for both processes, and an epoch's batches of the recipe resnet24. Measured as proportional set size, which
-counts a page that two processes share half for each.
+Each process loads the data set, of which there is one copy for both, and makes the batches of an epoch of the recipe
+resnet9. The data set is CIFAR-10 if it is present (CIFAR10_ACCEL_DATA_DIR), else a synthetic one of the same size.
+Measured as proportional set size, which counts half of a page that two processes share for each.
 """
 
 import os
@@ -12,18 +12,18 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from cifar10_accel.data.batches import BatchPlan, training_batches
-from cifar10_accel.data.cifar10 import Dataset
-from cifar10_accel.data.shared import load_shared
-from cifar10_accel.launch import make_accelerator, training_dtype
-from cifar10_accel.processes import python_command
+from cifar10_accel.data.datasets import Dataset
+from cifar10_accel.data.shared_memory import load_dataset_shared
 from cifar10_accel.settings import Settings
+from cifar10_accel.subprocesses import python_command
+from cifar10_accel.training.accelerator import make_accelerator
+from cifar10_accel.training.setup import RunSetup
 
 PROPORTIONAL = Path("/proc/self/smaps_rollup")
 
 
 def main() -> None:
-    """Starts two processes of this program, which measure themselves."""
+    """Start two processes of this program, which measure themselves."""
     if not PROPORTIONAL.exists():
         print("memory is measured on Linux only")
     elif "WORLD_SIZE" not in os.environ:
@@ -33,16 +33,16 @@ def main() -> None:
 
 
 def measure() -> None:
-    """Prints, once, what all processes together have more than before they touched the images."""
+    """Print the memory that all processes together have gained by loading and augmenting the images."""
     is_there = Path(os.environ.get("CIFAR10_ACCEL_DATA_DIR", "data")).is_dir()
     settings = Settings(
-        recipe="resnet24", dataset="cifar10" if is_there else "synthetic", synthetic_size=50_000, num_threads=1
+        recipe="resnet9", dataset="cifar10" if is_there else "synthetic", synthetic_size=50_000, num_threads=1
     )
     accelerator = make_accelerator(settings)
     small = settings.model_copy(update={"dataset": "synthetic", "synthetic_size": 2000})
-    run_through(small, accelerator)  # what imports and first calls take is not the images'
+    make_epoch(small, accelerator)  # imports and first calls are not counted
     before = proportional_megabytes(accelerator)
-    dataset = run_through(settings, accelerator)
+    dataset = make_epoch(settings, accelerator)
     added = proportional_megabytes(accelerator) - before
     accelerator.print(
         f"memory added by {len(dataset.train):,} {dataset.name} images (and the test set), in all "
@@ -50,20 +50,17 @@ def measure() -> None:
     )
 
 
-def run_through(settings: Settings, accelerator: Accelerator) -> Dataset:
-    """The data set, after the batches of an epoch have been made of it."""
-    dataset = load_shared(accelerator, settings)
-    plan = BatchPlan.of(settings, accelerator, num_images=len(dataset.train))
-    for _ in training_batches(
-        dataset.train, plan, settings, start_step=0, stop_step=plan.steps_per_epoch,
-        device=accelerator.device, dtype=training_dtype(accelerator),
-    ):  # fmt: skip
+def make_epoch(settings: Settings, accelerator: Accelerator) -> Dataset:
+    """Load the data set, make the batches of an epoch, and return the data set."""
+    dataset = load_dataset_shared(accelerator, settings)
+    setup = RunSetup(accelerator, settings, dataset)
+    for _ in setup.loader.batches(0, setup.plan.steps_per_epoch):
         pass
     return dataset
 
 
 def proportional_megabytes(accelerator: Accelerator) -> float:
-    """Of all processes together, at one moment."""
+    """Return the proportional set size of all processes together, in MB."""
     accelerator.wait_for_everyone()
     line = next(line for line in PROPORTIONAL.read_text().splitlines() if line.startswith("Pss:"))
     total: float = sum(gather_object([int(line.split()[1]) / 1024]))

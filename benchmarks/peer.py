@@ -1,6 +1,6 @@
 """The peer of `benchmarks.speed94`: airbench94_muon.py of KellerJordan/cifar10-airbench, from a checkout elsewhere.
 
-It runs as it is but for its number of runs, on the data it expects, which is made of our verified copy.
+The script is unchanged except for its number of runs. Its data files are written from our verified copy.
 """
 
 from pathlib import Path
@@ -8,20 +8,29 @@ from pathlib import Path
 import torch
 
 from benchmarks.timed import TimedRun
-from cifar10_accel.data.cifar10 import Split, load
+from cifar10_accel.data.datasets import Split, load_dataset
 from cifar10_accel.errors import InputError
 from cifar10_accel.settings import Settings
 
 SCRIPT = "airbench94_muon.py"
-ITS_RUNS = "range(200)"  # what its number of runs is written as
+ITS_RUNS = "range(200)"  # its number of runs, as it stands in the script
 COLUMNS = ("run", "epoch", "train_acc", "val_acc", "tta_val_acc", "time_seconds")
 
 
 def prepare(checkout: Path, folder: Path, settings: Settings, *, num_runs: int) -> Path:
-    """The script in a working folder that has the data; it is to be run there.
+    """Copy the script to a working folder and write its data there.
 
-    checkout: the repository's folder, or the script. Raises `InputError` for one that is not there or not the
-    script this was written for, and without CIFAR-10.
+    Args:
+        checkout: The repository's folder, or the script.
+        folder: The working folder, in which the script has to be run.
+        settings: Where our copy of CIFAR-10 is.
+        num_runs: Runs that the script makes.
+
+    Returns:
+        The copy of the script.
+
+    Raises:
+        InputError: The script is missing or is another version, or there is no CIFAR-10.
     """
     source = checkout / SCRIPT if checkout.is_dir() else checkout
     try:
@@ -29,7 +38,7 @@ def prepare(checkout: Path, folder: Path, settings: Settings, *, num_runs: int) 
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror}); give --airbench a checkout of it") from None
     if text.count(ITS_RUNS) != 1:
-        raise InputError(f"{source}: {ITS_RUNS} is not in it exactly once; give the {SCRIPT} that says 2.59 seconds")
+        raise InputError(f"{source}: {ITS_RUNS} is not in it exactly once; give the {SCRIPT} that reports 2.59 seconds")
     _write_data(folder / "cifar10", settings)
     script = folder / SCRIPT
     script.write_text(text.replace(ITS_RUNS, f"range({num_runs})"))
@@ -37,10 +46,10 @@ def prepare(checkout: Path, folder: Path, settings: Settings, *, num_runs: int) 
 
 
 def read_peer(text: str) -> list[TimedRun]:
-    """The whole runs in what the script has printed, without its warm-up.
+    """Return the complete runs in the output of the script, without its warm-up.
 
-    Rows are `| run | epoch | ... |`: a run's number stands in its first row only, its last has the epoch 'eval'
-    with all the time and, as val_acc, the plain accuracy after the last epoch.
+    Rows are `| run | epoch | ... |`. Only the first row of a run has its number. The last has the epoch 'eval', the
+    total time and, as val_acc, the plain accuracy after the last epoch.
     """
     runs: list[TimedRun] = []
     current, train_seconds = "", 0.0
@@ -53,20 +62,26 @@ def read_peer(text: str) -> list[TimedRun]:
         if row["epoch"] != "eval":
             train_seconds = float(row["time_seconds"])
         elif current != "warmup":
-            runs.append(TimedRun(
-                plain=float(row["val_acc"]), tta=float(row["tta_val_acc"]), seconds=float(row["time_seconds"]),
-                train_seconds=train_seconds,
-            ))  # fmt: skip
+            runs.append(
+                TimedRun(
+                    plain=float(row["val_acc"]),
+                    tta=float(row["tta_val_acc"]),
+                    seconds=float(row["time_seconds"]),
+                    train_seconds=train_seconds,
+                )
+            )
     return runs
 
 
 def _write_data(folder: Path, settings: Settings) -> None:
-    """train.pt and test.pt in the form that the script leaves behind when it has downloaded the data."""
+    """Write train.pt and test.pt in the format that the script writes after a download."""
     if (folder / "test.pt").exists():
         return
-    dataset = load(settings.model_copy(update={"val_size": 0}), seed=0)
+    dataset = load_dataset(settings.model_copy(update={"val_size": 0}), seed=0)
     if dataset.name != "cifar10":
-        raise InputError(f"dataset: {dataset.name} is not what {SCRIPT} is about; give --data-dir with CIFAR-10 in it")
+        raise InputError(
+            f"dataset: {dataset.name} is not the data set of {SCRIPT}; give --data-dir with CIFAR-10 in it"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         torch.save(_as_saved(split, dataset.class_names), folder / f"{name}.pt")

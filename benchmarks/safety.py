@@ -1,8 +1,8 @@
-"""What safety costs on a CPU: `python -m benchmarks.safety`. Two processes, one epoch of `custom_resnet`, batch 512.
+"""Cost of fault tolerance on a CPU: `python -m benchmarks.safety`. Two processes, one epoch of `resnet9`, batch 512.
 
-Measures one update, and what each adds that is there only to survive: the agreement on stop signals and the
-look at loss and gradient after every update, the checkpoint after every epoch. The epoch itself, 97 updates, is
-calculated from its parts: whole, it takes a CPU a quarter of an hour.
+Measures one step, and the parts that only serve fault tolerance: the synchronisation of stop signals and the check of
+loss and gradient after every step, and the checkpoint after every epoch. The time of the epoch, 97 steps, is calculated
+from these: a whole one takes a CPU a quarter of an hour.
 """
 
 import os
@@ -18,21 +18,21 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from benchmarks.machine import describe_machine
-from cifar10_accel import checkpoint
-from cifar10_accel.data.batches import BatchPlan, training_batches
-from cifar10_accel.data.cifar10 import load
-from cifar10_accel.engine import require_finite, train_step
-from cifar10_accel.interrupt import StopSignal
-from cifar10_accel.launch import make_accelerator, on_main
-from cifar10_accel.processes import python_command
+from cifar10_accel.data.datasets import load_dataset
+from cifar10_accel.runs import checkpoint
 from cifar10_accel.settings import Settings
-from cifar10_accel.training_state import build_state
+from cifar10_accel.subprocesses import python_command
+from cifar10_accel.training.accelerator import make_accelerator, run_on_main
+from cifar10_accel.training.preemption import PreemptionHandler
+from cifar10_accel.training.setup import RunSetup
+from cifar10_accel.training.state import build_state
+from cifar10_accel.training.step import require_finite, train_step
 
 STEPS_PER_EPOCH = 50_000 // 512
 
 
 def main() -> None:
-    """Starts two processes of this program, which measure themselves."""
+    """Start two processes of this program, which measure themselves."""
     if "WORLD_SIZE" not in os.environ:
         subprocess.run(python_command(["-m", "benchmarks.safety"], num_processes=2), check=True)
     else:
@@ -40,46 +40,43 @@ def main() -> None:
 
 
 def measure() -> None:
-    """Prints the parts and their share of an epoch."""
-    settings = Settings(recipe="resnet24", dataset="synthetic", synthetic_size=2048)
+    """Print the parts and their share of an epoch."""
+    settings = Settings(recipe="resnet9", dataset="synthetic", synthetic_size=2048)
     accelerator = make_accelerator(settings)
-    dataset = load(settings, seed=0)
-    state = build_state(settings, accelerator, dataset)
-    plan = BatchPlan.of(settings, accelerator, num_images=len(dataset.train))
-    batches = training_batches(
-        dataset.train, plan, settings, start_step=0, stop_step=5, device=accelerator.device, dtype=torch.float32
-    )
-    update = seconds(4, lambda: train_step(
-        accelerator, state.model, state.optimizer, next(batches), lr=0.01, settings=settings, average=None
-    ))  # fmt: skip
+    setup = RunSetup(accelerator, settings, load_dataset(settings, seed=0))
+    state = build_state(setup)
+    batches = setup.loader.batches(0, 5)
+    step = seconds(4, lambda: train_step(state, next(batches), lr=0.01))
 
-    gradients = [torch.randn_like(parameter) for parameter in state.net.parameters()]
-    signal = StopSignal(accelerator)
-    agree = seconds(200, lambda: signal.agreed(1))
-    look = seconds(50, lambda: require_finite(accelerator.reduce(get_total_norm(gradients)), "the gradient"))
+    gradients = [torch.randn_like(parameter) for parameter in state.model.parameters()]
+    signal = PreemptionHandler(accelerator)
+    sync = seconds(200, lambda: signal.received(1))
+    check = seconds(50, lambda: require_finite(accelerator.reduce(get_total_norm(gradients)), "the gradient"))
     with tempfile.TemporaryDirectory() as folder:
 
         def save() -> None:
             state.step += 1
             captured = state.capture()
-            on_main(accelerator, lambda: checkpoint.save(Path(folder), captured, keep=2))
+            run_on_main(accelerator, lambda: checkpoint.save(Path(folder), captured, keep=2))
 
         saved = seconds(4, save)
-    epoch = STEPS_PER_EPOCH * update
+    epoch = STEPS_PER_EPOCH * step
     accelerator.print(describe_machine())
     accelerator.print(f"{accelerator.num_processes} processes, {torch.get_num_threads()} thread(s) each")
-    accelerator.print("\n| part | ms each | times an epoch | share of the epoch |\n|---|---:|---:|---:|")
+    accelerator.print("\n| part | ms each | times per epoch | share of the epoch |\n|---|---:|---:|---:|")
     for name, each, times in (
-        ("update", update, STEPS_PER_EPOCH), ("agreement on stop signals", agree, STEPS_PER_EPOCH),
-        ("look at loss and gradient", look, STEPS_PER_EPOCH), ("checkpoint", saved, 1),
-    ):  # fmt: skip
+        ("step", step, STEPS_PER_EPOCH),
+        ("synchronisation of stop signals", sync, STEPS_PER_EPOCH),
+        ("check of loss and gradient", check, STEPS_PER_EPOCH),
+        ("checkpoint", saved, 1),
+    ):
         accelerator.print(f"| {name} | {each * 1e3:,.1f} | {times} | {each * times / epoch:.3%} |")
-    share = (STEPS_PER_EPOCH * (agree + look) + saved) / epoch
-    accelerator.print(f"\nsafety in all: {share:.2%} of the epoch")
+    share = (STEPS_PER_EPOCH * (sync + check) + saved) / epoch
+    accelerator.print(f"\nfault tolerance in total: {share:.2%} of the epoch")
 
 
 def seconds(rounds: int, call: Callable[[], Any]) -> float:
-    """Median wall time of a call, after one to warm up."""
+    """Return the median wall time of a call, after one to warm up."""
     call()
     times = []
     for _ in range(rounds):

@@ -1,7 +1,7 @@
-"""What each technique of a recipe buys: `python -m benchmarks.techniques --recipe cpu --epochs 4 --width 8`.
+"""Ablation of a recipe's techniques: `python -m benchmarks.techniques --recipe cpu --epochs 4 --width 8`.
 
-The recipe against itself with one technique taken out, with the same seeds: order, augmentation and hold-out of a
-pair are the same. Measured on training images held out, never on the test set. Runs in pieces that add up.
+Compares the recipe with itself without one technique, with the same seeds: order, augmentation and hold-out of a pair
+are the same. Evaluated on held-out training images, never on the test set. The same command again continues.
 """
 
 from collections.abc import Mapping
@@ -9,27 +9,27 @@ from typing import Any
 
 import click
 
-from benchmarks.accuracy import how_many_are_missing
+from benchmarks.accuracy import describe_missing
 from benchmarks.machine import describe_machine
 from benchmarks.trainings import (
     HOLD_OUT,
     MINUTES,
     WORKERS,
     benchmark_flags,
-    images_of,
+    describe_images,
     mean_and_interval,
     seeds_option,
     summaries,
     train_for,
 )
+from cifar10_accel.cli.flags import WIDE_HELP, handle_user_errors, settings_options
+from cifar10_accel.commands.repeat import SeedRun, plan
+from cifar10_accel.commands.statistics import SampleStats
 from cifar10_accel.errors import SettingsError
-from cifar10_accel.flags import WIDE, exits_with_one_line, settings_flags
-from cifar10_accel.repeat import Seed, plan
 from cifar10_accel.settings import Settings
-from cifar10_accel.spread import Spread
 
-# A technique and the settings that take it out. Those that a recipe does not have are left out by themselves;
-# each of its augmentations is one more.
+# The settings that disable each technique. Techniques that a recipe does not have are skipped; each of its
+# augmentations is one more technique.
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "whitening stem": {"whitening": False},
     "identity initialisation": {"identity_init": False},
@@ -50,31 +50,31 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
 Summaries = Mapping[int, Mapping[str, Any]]  # by seed
 
 
-@click.command(context_settings=WIDE)
+@click.command(context_settings=WIDE_HELP)
 @seeds_option(default=3)
 @MINUTES
 @WORKERS
-@click.option("--only", metavar="NAME", multiple=True, help="take out this one of the table  [default: each of them]")
-@settings_flags
-@exits_with_one_line
+@click.option("--only", metavar="NAME", multiple=True, help="technique to remove  [default: each of them]")
+@settings_options
+@handle_user_errors
 def main(seeds: int, minutes: float, workers: int | None, only: tuple[str, ...], **flags: Any) -> None:
-    """A recipe against itself with one technique taken out, on a hold-out, with paired seeds."""
+    """Compare a recipe with itself without one technique, on a hold-out, with paired seeds."""
     groups = plan_groups({"val_size": HOLD_OUT} | benchmark_flags(flags), num_seeds=seeds)
     if unknown := set(only) - set(groups):
         has = ", ".join(repr(name) for name in groups if name)
-        raise SettingsError(f"--only: the recipe has no {min(unknown)!r} to take out; it has {has}")
+        raise SettingsError(f"--only: the recipe has no {min(unknown)!r} to remove; it has {has}")
     if only:
         groups = {name: runs for name, runs in groups.items() if name in ("", *only)}
-    runs = [run for pair in zip(*groups.values(), strict=True) for run in pair]  # whole pairs first
-    missing = train_for(minutes, runs, num_workers=workers, say=click.echo)
+    runs = [run for pair in zip(*groups.values(), strict=True) for run in pair]  # complete pairs first
+    missing = train_for(minutes, runs, num_workers=workers, echo=click.echo)
     click.echo(f"\n{describe_machine()}\n")
     click.echo(table({name: summaries(group) for name, group in groups.items()}, runs[0].settings))
     if missing:
-        click.echo(how_many_are_missing(missing, len(runs)))
+        click.echo(describe_missing(missing, len(runs)))
 
 
-def plan_groups(flags: dict[str, Any], *, num_seeds: int) -> dict[str, list[Seed]]:
-    """The recipe's runs under "", and those without each technique that the recipe has, by its name."""
+def plan_groups(flags: dict[str, Any], *, num_seeds: int) -> dict[str, list[SeedRun]]:
+    """Return the recipe's runs under "", and those without each of its techniques, by the technique's name."""
     name, runs = plan(flags, num_seeds=num_seeds)
     groups, names = {"": runs}, {name}
     base = runs[0].settings
@@ -89,18 +89,18 @@ def plan_groups(flags: dict[str, Any], *, num_seeds: int) -> dict[str, list[Seed
 
 
 def table(found: Mapping[str, Summaries], settings: Settings) -> str:
-    """A row per technique: without it, what it buys, and the time that training takes without it."""
+    """Return a table with a row per technique: accuracy without it, its gain, and the training time without it."""
     with_tta = settings.tta != "none"
     metric = "val/accuracy_tta" if with_tta else "val/accuracy"
     base = found[""]
     lines = [
-        f"{settings.recipe}, {settings.epochs} epochs, width {settings.width}: {images_of(base, settings)}, "
+        f"{settings.recipe}, {settings.epochs} epochs, width {settings.width}: {describe_images(base, settings)}, "
         + (f"with TTA ({settings.tta})" if with_tta else "without TTA"),
-        "\n| without | accuracy | it buys, points, 95% interval of pairs | pairs | training time without it |",
+        "\n| without | accuracy | gain, points, 95% interval of pairs | pairs | training time without it |",
         "|---|---:|---:|---:|---:|",
     ]
     if base:
-        accuracy = mean_and_interval(Spread.of([float(summary[metric]) for summary in base.values()]))
+        accuracy = mean_and_interval(SampleStats.of([float(summary[metric]) for summary in base.values()]))
         lines.append(f"| (nothing: the recipe) | {accuracy} | | {len(base)} | 1.00x |")
     lines += [_row(name, base, without, metric, metric) for name, without in found.items() if name]
     if with_tta:
@@ -112,11 +112,11 @@ def _row(name: str, base: Summaries, without: Summaries, metric: str, metric_wit
     pairs = [(base[seed], summary) for seed, summary in without.items() if seed in base]
     if not pairs:
         return f"| {name} | - | - | 0 | - |"
-    accuracy = Spread.of([float(other[metric_without]) for _, other in pairs])
-    bought = Spread.of([float(one[metric]) - float(other[metric_without]) for one, other in pairs])
-    half = f" +- {100 * (bought.high - bought.mean):.2f}" if bought.num > 1 else ""
+    accuracy = SampleStats.of([float(other[metric_without]) for _, other in pairs])
+    gain = SampleStats.of([float(one[metric]) - float(other[metric_without]) for one, other in pairs])
+    half = f" +- {100 * (gain.high - gain.mean):.2f}" if gain.num > 1 else ""
     ratio = sum(other["train_seconds"] for _, other in pairs) / sum(one["train_seconds"] for one, _ in pairs)
-    return f"| {name} | {mean_and_interval(accuracy)} | {100 * bought.mean:+.2f}{half} | {bought.num} | {ratio:.2f}x |"
+    return f"| {name} | {mean_and_interval(accuracy)} | {100 * gain.mean:+.2f}{half} | {gain.num} | {ratio:.2f}x |"
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
-"""The errors a user can meet, each with the exit code it ends the process with.
+"""User errors, each with the exit code of the process.
 
-`UserError` means: something outside this code is wrong (a setting, a file, the hardware) and the
-message is one line that says what, the value seen and what to do. Everything else is a bug of ours
-and keeps its traceback.
+A `UserError` means that something outside this code is wrong (a setting, a file, the hardware); its message is one line
+with what is wrong, the value seen and what to do. Any other exception is a bug of this package and keeps its traceback.
 """
 
 import difflib
 
 
 class UserError(Exception):
-    """Something the user can mend; its message is one line, never a traceback."""
+    """Something that the user can correct; shown as one line, never as a traceback."""
 
     exit_code = 2
-    is_shared = False  # raised alike on every rank, so that one of them is enough to say it
+    is_shared = False  # raised on every rank, so that only one of them needs to show it
 
 
 class SettingsError(UserError, ValueError):
-    """A setting, flag, recipe or launch that cannot be (exit 2)."""
+    """An invalid setting, flag, recipe or launch (exit 2)."""
 
     exit_code = 2
     is_shared = True
@@ -29,7 +28,7 @@ class InputError(UserError):
 
 
 class NonFiniteError(UserError):
-    """The loss or a gradient stopped being a finite number on some rank, and all know it (exit 4)."""
+    """The loss or a gradient is not finite on some rank; raised on all ranks (exit 4)."""
 
     exit_code = 4
     is_shared = True
@@ -42,16 +41,14 @@ class OutOfResourcesError(UserError):
 
 
 class Preempted(UserError):
-    """A stop signal was obeyed and the state is on disk: the same command resumes (130 or 143)."""
+    """Stopped by a signal with the state saved: the same command resumes (130 or 143)."""
 
     def __init__(self, signal_number: int, *, step: int, stop_step: int) -> None:
-        super().__init__(
-            f"stopped after update {step} of {stop_step}, all saved; the same command continues from there"
-        )
+        super().__init__(f"stopped after step {step} of {stop_step}, all saved; the same command continues from there")
         self.exit_code = 128 + signal_number
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """A hint at the known word closest to this one, or nothing if none is close."""
+    """Return a hint at the known word that is closest to this one; empty if none is close."""
     close = difflib.get_close_matches(word.replace("-", "_"), known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

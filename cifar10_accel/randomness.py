@@ -1,11 +1,10 @@
-"""The one rule of randomness: every draw is a function of what it is for, never of what came before.
+"""Counter-based random numbers: every draw is a function of its purpose and place, never of the draws before it.
 
-A draw is the hash of (seed, purpose, counters...). So nothing about randomness is saved, nothing can
-be restored wrongly, and the answer does not depend on how many processes or workers ask.
+A draw is the hash of (seed, purpose, counters...). So no state of a generator has to be saved or restored, and the
+result does not depend on the number of processes or workers.
 
-The hash is the SplitMix64 finaliser (Steele, Lea, Flood 2014), applied once per counter. It exists
-twice, for Python ints and for int64 arrays (NumPy or torch, any device: both wrap around), and a
-test holds the two equal bit for bit.
+The hash is the SplitMix64 finaliser (Steele, Lea, Flood 2014), applied once per counter. It exists twice, for Python
+ints and for int64 arrays (NumPy or torch, any device: both wrap around); a test compares the two bit for bit.
 """
 
 from typing import Any
@@ -18,7 +17,7 @@ DRAW_BITS = 32
 
 
 def seed_for(seed: int, purpose: str, *counters: int) -> int:
-    """The 64-bit key of one purpose at one place of the run, e.g. `seed_for(0, "order", epoch)`."""
+    """Return the 64-bit key of one purpose at one place of the run, e.g. `seed_for(0, "order", epoch)`."""
     key = _mix(seed & MASK_64)
     for byte in purpose.encode():
         key = _mix(key ^ byte)
@@ -28,31 +27,35 @@ def seed_for(seed: int, purpose: str, *counters: int) -> int:
 
 
 def draw(key: int, counter: int) -> int:
-    """Draw number `counter` of a 64-bit key: a uniform integer in 0 .. 2**32 - 1."""
+    """Return draw number `counter` of a 64-bit key: a uniform integer in 0 .. 2**32 - 1."""
     return _mix(key ^ counter) >> (64 - DRAW_BITS)
 
 
 def keys_for(key: int, indices: Any) -> Any:
-    """One 64-bit key per index: `seed_for` with one more counter, on a whole array.
+    """Return one 64-bit key per index: `seed_for` with one more counter, on a whole array.
 
-    indices: (N,) int64, NumPy or torch, any device. Returns (N,) int64, the bits of the same
-    unsigned numbers that `seed_for(..., index)` gives.
+    Args:
+        key: From `seed_for(...)`.
+        indices: (N,) int64, NumPy or torch, any device.
+
+    Returns:
+        (N,) int64 with the bits of the unsigned numbers that `seed_for(..., index)` returns.
     """
     return _mix_array(indices ^ _signed(key))
 
 
 def draws(keys: Any, counter: int) -> Any:
-    """`draw(key, counter)` for every key of an (N,) int64 array: (N,) int64 in 0 .. 2**32 - 1."""
+    """Return `draw(key, counter)` for every key of an (N,) int64 array: (N,) int64 in 0 .. 2**32 - 1."""
     return _shift_right(_mix_array(keys ^ _signed(counter)), 64 - DRAW_BITS)
 
 
 def below(drawn: Any, bound: Any) -> Any:
-    """Uniform integers in 0 .. bound - 1 from 32-bit draws (multiply and shift; exact in int64)."""
+    """Return uniform integers in 0 .. bound - 1 from 32-bit draws (multiply and shift; exact in int64)."""
     return (drawn * bound) >> DRAW_BITS
 
 
 def threshold(probability: float) -> int:
-    """The integer T with: draw < T  exactly when  draw / 2**32 < probability."""
+    """Return the integer T for which draw < T is the same as draw / 2**32 < probability."""
     return -int(-(probability * (1 << DRAW_BITS)) // 1)
 
 
@@ -71,11 +74,11 @@ def _mix_array(values: Any) -> Any:
 
 
 def _shift_right(values: Any, bits: int) -> Any:
-    """Logical shift of int64 (which has only the arithmetic one)."""
+    """Return the logical right shift of int64, which has only an arithmetic one."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _signed(value: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit number."""
+    """Return the int64 with the bits of an unsigned 64-bit number."""
     value &= MASK_64
     return value - (1 << 64) if value >> 63 else value

@@ -1,9 +1,9 @@
-"""Every knob of a run: name, range, default and one sentence. The only source of defaults.
+"""Every hyperparameter of a run: name, range, default and one sentence. The only source of defaults.
 
-Names are flat, so a flag, a sweep parameter, a W&B config key and a YAML key are the same word; in
-code they are grouped in section classes, so that a room can ask for just the section it needs.
-A value comes from (first wins): the keyword or flag, the environment (`CIFAR10_ACCEL_<NAME>`), the
-recipe, the default here. Anything unknown, out of range, nan or inf is a `SettingsError`.
+Names are flat, so a flag, a sweep parameter, a W&B config key and a YAML key are the same word; in code they are
+grouped in section classes, so that a function can take just the section it needs. A value comes from (first wins): the
+keyword or flag, the environment (`CIFAR10_ACCEL_<NAME>`), the recipe, the default here. Anything unknown, out of
+range, nan or inf is a `SettingsError`.
 """
 
 import hashlib
@@ -15,9 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cifar10_accel.errors import SettingsError
-from cifar10_accel.names import Augmentation, Model
-from cifar10_accel.recipes import read_recipe
-from cifar10_accel.settings_errors import ENV_PREFIX, in_one_line, refuse_unknown_environment
+from cifar10_accel.formatting import setting_error_line
+from cifar10_accel.settings_sources import ENV_PREFIX, RecipeSource, refuse_unknown_environment
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -27,7 +26,7 @@ class _Section(BaseModel):
 
 
 class DataSettings(_Section):
-    """Which images, and what is done to them on the way to the net."""
+    """Data set and augmentation."""
 
     dataset: Literal["auto", "cifar10", "synthetic", "folder"] = Field(
         "auto",
@@ -39,17 +38,17 @@ class DataSettings(_Section):
         20_000, ge=100, le=1_000_000, description="training images of the synthetic set (a fifth more for testing)"
     )
     val_size: int = Field(0, ge=0, description="images held out of the training set, stratified, for val/accuracy")
-    augment: Annotated[tuple[Augmentation, ...], NoDecode] = Field(
+    augment: Annotated[tuple[Literal["crop", "flip", "cutout"], ...], NoDecode] = Field(
         ("crop", "flip", "cutout"), description="augmentations of the training images, comma-separated; none for none"
     )
     crop_padding: int = Field(4, ge=1, le=16, description="pixels padded on each side before the random crop")
     pad_mode: Literal["reflect", "constant"] = Field(
-        "reflect", description="what the padding shows: the mirrored image or the mean colour"
+        "reflect", description="content of the padding: the mirrored image or the mean colour"
     )
     flip_mode: Literal["random", "alternating"] = Field(
         "random",
-        description="random: a coin for each image and epoch; alternating: at random in the first epoch, "
-        "then the other way round in every next one",
+        description="random: drawn for each image and epoch; alternating: drawn in the first epoch, "
+        "then alternately flipped and not",
     )
     cutout_size: int = Field(
         8, ge=1, le=32, description="side of the square that cutout fills with the mean, in pixels"
@@ -57,7 +56,8 @@ class DataSettings(_Section):
     mixup_alpha: Positive | None = Field(None, description="MixUp with weights from Beta(alpha, alpha); none: off")
     cutmix_alpha: Positive | None = Field(
         None,
-        description="CutMix with areas from Beta(alpha, alpha); none: off; with mixup_alpha: a coin for each batch",
+        description="CutMix with areas from Beta(alpha, alpha); none: off; with mixup_alpha: one of the two, drawn "
+        "for each batch",
     )
     augment_backend: Literal["auto", "batched", "albumentations"] = Field(
         "auto",
@@ -70,60 +70,73 @@ class DataSettings(_Section):
 
 
 class ModelSettings(_Section):
-    """Which net."""
+    """Model."""
 
-    model: Model = Field("custom_resnet", description="architecture; `cifar10-accel models` describes them")
-    width: int = Field(64, ge=4, le=1024, description="channels of the first stage; the others follow in proportion")
+    model: Literal["resnet9", "resnet18", "depthwise_dilated", "airbench94", "airbench96"] = Field(
+        "resnet9", description="architecture; `cifar10-accel models` describes them"
+    )
+    width: int = Field(64, ge=4, le=1024, description="channels of the first stage; the others are in proportion")
     activation: Literal["relu", "gelu", "celu", "silu"] = Field("relu", description="non-linearity after each norm")
-    head_bias: bool = Field(False, description="whether the last linear layer has a bias")
+    head_bias: bool = Field(False, description="add a bias to the last linear layer")
     logit_scale: Positive = Field(
-        0.125, description="factor on the logits; below 1 lets the LR be high (give 1 for resnet18)"
+        0.125, description="factor on the logits; below 1 allows a higher LR (give 1 for resnet18)"
     )
     whitening: bool = Field(
-        False, description="begin with a fixed convolution that whitens patches, computed from the training images"
+        False,
+        description="start with a fixed convolution that whitens image patches, computed from the training images",
     )
-    identity_init: bool = Field(False, description="let 3x3 convolutions begin by passing their inputs on")
-    norm_scale: bool = Field(True, description="whether norms learn a scale; their bias always is learned")
+    identity_init: bool = Field(False, description="initialise 3x3 convolutions to pass their inputs on")
+    norm_scale: bool = Field(True, description="train the scale of norms; their bias always is trained")
     norm_gain: Positive = Field(
         1.0,
-        description="scale that norms, and a whitening stem, start from or keep; above 1 smooth activations bend more",
+        description="initial scale of norms and of a whitening stem; above 1, smooth activations work further "
+        "from zero, where they are less linear",
     )
 
 
 class OptimSettings(_Section):
-    """How an update is made."""
+    """Optimizer step."""
 
-    batch_size: int = Field(512, ge=1, description="images per update, over all processes and accumulation steps")
-    grad_accum_steps: int = Field(1, ge=1, le=1024, description="pieces a batch is split into to save memory")
+    batch_size: int = Field(512, ge=1, description="images per step, over all processes and accumulation steps")
+    grad_accum_steps: int = Field(
+        1, ge=1, le=1024, description="micro-batches that each process splits its batch into, to save memory"
+    )
     optimizer: Literal["sgd", "muon", "adamw"] = Field(
-        "sgd", description="update rule; muon: orthogonal updates of convolutions, sgd for the rest"
+        "sgd", description="muon: orthogonalised updates of convolutions, sgd for the rest"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; first beta of adamw")
     nesterov: bool = Field(True, description="Nesterov momentum (sgd, muon)")
     conv_lr_factor: Positive = Field(
-        0.1, description="muon: LR of convolutions (how far one turns in an update) as a multiple of max_lr"
+        0.1, description="muon: LR of convolutions, relative to their norm, as a multiple of max_lr"
     )
-    conv_momentum: float = Field(0.6, ge=0, lt=1, description="muon: momentum of convolutions; momentum is the rest's")
+    conv_momentum: float = Field(
+        0.6, ge=0, lt=1, description="muon: momentum of convolutions (momentum is that of the rest)"
+    )
     bias_lr_factor: Positive = Field(
         1.0, description="LR of norm parameters and biases as a multiple of max_lr (their decay is divided by it)"
     )
     weight_decay: float = Field(5e-4, ge=0, le=1, description="L2 penalty of sgd; decoupled decay of adamw")
-    decay_norm_and_bias: bool = Field(True, description="whether norm parameters and biases are decayed too")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability mass spread evenly over the classes")
+    decay_norm_and_bias: bool = Field(True, description="apply weight decay to norm parameters and biases too")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the label's probability that is spread evenly over the classes"
+    )
     grad_clip: Positive | None = Field(
         None, description="largest allowed norm of the whole gradient; none: no clipping"
     )
     ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="per-update decay of the averaged weights that are evaluated; none: no averaging"
+        None,
+        gt=0,
+        lt=1,
+        description="decay per step of the averaged weights, which are then evaluated; none: no averaging",
     )
 
 
 class ScheduleSettings(_Section):
-    """How long, and the learning rate on the way."""
+    """Length of the training and learning rate."""
 
     epochs: int = Field(24, ge=1, le=100_000, description="passes over the training set")
     max_steps: int | None = Field(
-        None, ge=1, description="stop after this many updates; the LR curve stays that of all epochs"
+        None, ge=1, description="stop after this many steps; the LR curve stays that of all epochs"
     )
     max_lr: float = Field(0.4, gt=0, le=1000, description="LR at the peak of the one-cycle")
     peak_epoch: float = Field(5.0, ge=0, description="epoch at which the LR peaks")
@@ -133,7 +146,7 @@ class ScheduleSettings(_Section):
     )
     anneal: Literal["linear", "cos"] = Field("linear", description="shape of the two ramps")
     low_res_fraction: float = Field(
-        0.0, ge=0, le=1, description="share of the epochs, from the first, whose images are scaled down to save time"
+        0.0, ge=0, le=1, description="share of the epochs, from the first on, with images scaled down to save time"
     )
     low_res_size: int = Field(24, ge=16, le=31, description="side of the images in those epochs, in pixels")
 
@@ -144,30 +157,32 @@ class ScheduleSettings(_Section):
 
 
 class RunSettings(_Section):
-    """Where and how the run is carried out; what is evaluated and kept."""
+    """Execution, evaluation, checkpoints and the run folder."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order, augmentation and hold-out")
     precision: Literal["no", "fp16", "bf16"] | None = Field(
         None, description="mixed precision; none: as `accelerate launch` says"
     )
     channels_last: bool = Field(True, description="NHWC memory format (faster convolutions)")
-    compile: bool = Field(False, description="torch.compile the net (a minute at the start, faster after)")
-    deterministic: bool = Field(False, description="only deterministic kernels (CPU runs always are); slower on GPU")
+    compile: bool = Field(False, description="torch.compile the model (a minute at the start, faster after)")
+    deterministic: bool = Field(
+        False, description="use only deterministic kernels; slower on a GPU (a CPU always uses them)"
+    )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads per process; none: this machine's cores shared by its processes"
     )
     collective_timeout: float = Field(
-        600, ge=1, description="seconds that ranks wait for each other: one that hangs ends the run after them"
+        600, ge=1, description="seconds that ranks wait for each other before the run is ended"
     )
     tta: Literal["none", "flip", "multicrop"] = Field(
         "none", description="test-time augmentation, reported beside the plain number"
     )
     eval_batch_size: int = Field(1000, ge=1, description="images per evaluation batch and process")
     eval_every: int = Field(1, ge=1, description="epochs between evaluations (the last epoch always is)")
-    log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
+    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_every: Positive = Field(1.0, description="epochs between checkpoints; 0.25: four an epoch")
     keep_checkpoints: int = Field(
-        2, ge=2, description="newest checkpoints kept (two, so that a damaged one loses little)"
+        2, ge=2, description="newest checkpoints to keep (at least two, in case one is damaged)"
     )
     run_dir: Path | None = Field(None, description="run folder; none: runs/<run_name>")
     run_name: str | None = Field(
@@ -175,12 +190,12 @@ class RunSettings(_Section):
         min_length=1,
         max_length=100,
         pattern=r"^[^/\\]+$",
-        description="none: made from recipe, data set and a hash of the settings, so the same command resumes",
+        description="none: recipe, data set and a hash of the settings, so that the same command resumes",
     )
 
 
 class TrackingSettings(_Section):
-    """Mirrors of metrics.jsonl; none of them can stop a training."""
+    """Trackers that get a copy of metrics.jsonl; none of them can stop a training."""
 
     tracker: Literal["none", "wandb", "trackio", "tensorboard"] = Field(
         "wandb", description="where metrics go besides the run folder"
@@ -209,11 +224,11 @@ class Settings(
 
     recipe: str = Field(
         "auto",
-        description="name of a recipe, or a YAML file of settings; auto: resnet24, or cpu without an accelerator",
+        description="name of a recipe, or a YAML file of settings; auto: resnet9, or cpu without an accelerator",
     )
 
     # Two runs that differ only in these end with the same weights.
-    NOT_IN_THE_MATH: ClassVar[frozenset[str]] = frozenset(
+    DOES_NOT_AFFECT_WEIGHTS: ClassVar[frozenset[str]] = frozenset(
         {
             "recipe",
             "data_dir",
@@ -239,7 +254,7 @@ class Settings(
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(
-                "\n".join(in_one_line(details, type(self).model_fields) for details in error.errors())
+                "\n".join(setting_error_line(details, type(self).model_fields) for details in error.errors())
             ) from None
 
     @classmethod
@@ -252,23 +267,28 @@ class Settings(
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         refuse_unknown_environment(settings_cls.model_fields)
-        return init_settings, env_settings, _RecipeSource(settings_cls)
+        return init_settings, env_settings, RecipeSource(settings_cls)
 
-    def with_recipe(self, recipe: str) -> Self:
-        """The same keywords, flags and environment over another recipe's values."""
+    def resolve_recipe(self, *, on_cpu: bool) -> Self:
+        """Return the settings with the recipe that `auto` stands for; unchanged if they name a recipe.
+
+        Keywords, flags and environment variables are kept and win over the recipe's values.
+        """
+        if self.recipe != "auto":
+            return self
         given = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**(given | {"recipe": recipe}))
+        return type(self)(**(given | {"recipe": "cpu" if on_cpu else "resnet9"}))
 
-    def math(self) -> dict[str, Any]:
-        """The settings that decide the final weights, as plain values."""
-        return self.model_dump(mode="json", exclude=set(self.NOT_IN_THE_MATH))
+    def weight_affecting(self) -> dict[str, Any]:
+        """Return the settings that decide the final weights, as plain values."""
+        return self.model_dump(mode="json", exclude=set(self.DOES_NOT_AFFECT_WEIGHTS))
 
     def fingerprint(self) -> str:
-        """Six hex digits that name `math()`."""
-        return hashlib.sha256(yaml.safe_dump(self.math()).encode()).hexdigest()[:6]
+        """Return six hex digits that identify the settings that decide the final weights."""
+        return hashlib.sha256(yaml.safe_dump(self.weight_affecting()).encode()).hexdigest()[:6]
 
     def to_yaml(self) -> str:
-        """Every setting, grouped as here; `read_yaml` of it gives the same settings back."""
+        """Return every setting as YAML, grouped as here; `files.read_yaml` gives the same settings back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     @field_validator("*", mode="before")
@@ -292,20 +312,7 @@ class Settings(
             )
         if self.batch_size % self.grad_accum_steps:
             raise ValueError(
-                f"batch_size: {self.batch_size} cannot be split into {self.grad_accum_steps} equal pieces; "
+                f"batch_size: {self.batch_size} cannot be split into {self.grad_accum_steps} equal micro-batches; "
                 "give a multiple of grad_accum_steps"
             )
         return self
-
-
-class _RecipeSource(PydanticBaseSettingsSource):
-    """The values of the recipe that the stronger sources name; `auto` has none until it is resolved."""
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError  # pydantic-settings asks for it; __call__ below replaces its use
-
-    def __call__(self) -> dict[str, Any]:
-        recipe = str(self.current_state.get("recipe", "auto"))
-        if recipe == "auto" or self.current_state.keys() >= Settings.model_fields.keys():
-            return {}  # a run's own settings.yaml has every value, and outlives the recipe's file
-        return read_recipe(recipe)

@@ -1,4 +1,4 @@
-"""How Sphinx makes the site (`make docs`): pages are Markdown, and reference.py writes what comes from the sources."""
+"""Sphinx configuration (`make docs`): pages are Markdown, and reference.py generates parts of them from the sources."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ project = "cifar10_accel"
 extensions = ["myst_parser", "reference"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
-smartquotes = False  # two dashes are a flag
+smartquotes = False  # else the two dashes of a flag become one
 html_theme = "furo"
 html_title = "cifar10_accel"
 html_copy_source = False

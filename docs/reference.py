@@ -1,4 +1,4 @@
-"""The parts of the site that are written from the sources: settings, command line, recipes. A Sphinx extension."""
+"""Sphinx extension: generates the pages of settings, command line and recipes from the sources."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,15 +8,15 @@ from pydantic_settings import BaseSettings
 from sphinx.application import Sphinx
 
 from cifar10_accel.cli import main
-from cifar10_accel.flags import as_typed
+from cifar10_accel.formatting import format_value
 from cifar10_accel.recipes import recipe_names, recipe_path
 from cifar10_accel.settings import Settings
 
 
 def settings() -> str:
-    """Every setting under its section: what it may be, its default, its sentence."""
+    """Return every setting under its section: allowed values, default, description."""
     properties = Settings.model_json_schema()["properties"]
-    lines = ["## Recipe", "", "Where the values come from that are not given.", "", *_setting("recipe", properties)]
+    lines = ["## Recipe", "", "The source of values that are not given.", "", *_setting("recipe", properties)]
     for section in reversed([base for base in Settings.__bases__ if not issubclass(base, BaseSettings)]):
         lines += [f"## {section.__name__.removesuffix('Settings')}", "", section.__doc__ or "", ""]
         for name in section.model_fields:
@@ -25,12 +25,12 @@ def settings() -> str:
 
 
 def commands() -> str:
-    """Every command with its arguments and options; those that are settings are left to the page of settings."""
+    """Return every command with its arguments and options, without those that are settings."""
     return "\n".join(line for path, command in _leaves(main, ["cifar10-accel"]) for line in _command(path, command))
 
 
 def recipes() -> str:
-    """Every recipe: the comment that says what to expect of it, and its values."""
+    """Return every recipe: its command, its comment, and its values."""
     lines = []
     for name in recipe_names():
         text = recipe_path(name).read_text()
@@ -49,14 +49,14 @@ def _block(language: str, lines: list[str]) -> list[str]:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx: pages that ask for a part get it when they are read."""
+    """Register the extension; Sphinx calls this."""
     app.connect("source-read", _fill_in)
     return {"parallel_read_safe": True}
 
 
 def _fill_in(app: Sphinx, page: str, source: list[str]) -> None:
     for name, write in PARTS.items():
-        source[0] = source[0].replace(f"<!-- written here: {name} -->", write())
+        source[0] = source[0].replace(f"<!-- generated here: {name} -->", write())
 
 
 def _setting(name: str, properties: dict[str, Any]) -> list[str]:
@@ -64,7 +64,7 @@ def _setting(name: str, properties: dict[str, Any]) -> list[str]:
     return [
         f"```{{confval}} {name}",
         f":type: {_allowed(properties[name])}",
-        f":default: `{as_typed(field.default)}`",
+        f":default: `{format_value(field.default)}`",
         "",
         f"{field.description}",
         "```",
@@ -73,7 +73,7 @@ def _setting(name: str, properties: dict[str, Any]) -> list[str]:
 
 
 def _allowed(schema: dict[str, Any]) -> str:
-    """What a value may be, in words, from its JSON schema."""
+    """Return the allowed values of a JSON schema as text."""
     if "anyOf" in schema:
         return ", or ".join(_allowed(form) for form in schema["anyOf"])
     if "enum" in schema:
@@ -86,11 +86,11 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 
 def _bounds(schema: dict[str, Any]) -> Iterator[str]:
-    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    for key, word in words.items():
+    texts = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    for key, text in texts.items():
         if key in schema:
             is_whole = schema[key] == int(schema[key])
-            yield f"{word} {int(schema[key]):,}" if is_whole else f"{word} {schema[key]:g}"
+            yield f"{text} {int(schema[key]):,}" if is_whole else f"{text} {schema[key]:g}"
 
 
 def _leaves(command: click.Command, path: list[str]) -> Iterator[tuple[list[str], click.Command]]:
@@ -98,7 +98,8 @@ def _leaves(command: click.Command, path: list[str]) -> Iterator[tuple[list[str]
         yield path, command
         return
     for name in sorted(command.commands):
-        yield from _leaves(command.commands[name], [*path, name])
+        if not command.commands[name].hidden:
+            yield from _leaves(command.commands[name], [*path, name])
 
 
 def _command(path: list[str], command: click.Command) -> Iterator[str]:
@@ -119,10 +120,10 @@ def _command(path: list[str], command: click.Command) -> Iterator[str]:
 
 def _option(option: click.Option, context: click.Context) -> Iterator[str]:
     metavar = "" if option.is_flag else " " + option.make_metavar(context).removesuffix(" RANGE")
-    words, default = option.help or "", option.get_default(context)
+    text, default = option.help or "", option.get_default(context)
     if option.show_default and default is not None:
-        words += f"  [default: {default}]"
-    yield from [f"```{{option}} {option.opts[0]}{metavar}", "", words, "```", ""]
+        text += f"  [default: {default}]"
+    yield from [f"```{{option}} {option.opts[0]}{metavar}", "", text, "```", ""]
 
 
 def _is_setting(param: click.Parameter) -> bool:

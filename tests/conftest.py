@@ -2,31 +2,21 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from training_commands import TINY
 
+from cifar10_accel.cli.logging import show_log_messages
 from cifar10_accel.settings import Settings
-from cifar10_accel.train import train
+from cifar10_accel.train import fit
 
 pytest_plugins = ["fault_table"]
 
 # Shells let what they start in the background ignore Ctrl-C, and so would everything that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = os.environ.get("CIFAR10_ACCEL_DATA_DIR")
-
-# Trainings in processes of their own are compared bit for bit, which is promised on a CPU.
-CHILD_ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", "CUDA_VISIBLE_DEVICES": ""}
-# The smallest training that still has several epochs, several updates in each and a hold-out.
-TINY = {
-    "recipe": "smoke", "synthetic_size": 400, "val_size": 40, "width": 4, "batch_size": 60,
-    "eval_batch_size": 50, "num_threads": 1, "epochs": 3, "peak_epoch": 1, "log_every": 1, "tracker": "none",
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +28,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home" / "hf"))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _shown_log_messages(_clean_environment: None) -> None:
+    """Log messages are printed as by the command line, so that tests find them in stdout and stderr."""
+    show_log_messages()
 
 
 @pytest.fixture
@@ -52,21 +48,5 @@ def real_data_dir() -> Path:
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the smallest training."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train(Settings(**TINY, run_dir=folder))
+    fit(Settings(**TINY, run_dir=folder))
     return folder
-
-
-def flags(settings: dict[str, Any]) -> list[str]:
-    """Settings as command-line flags."""
-    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-
-
-def run_python(*args: str, cwd: Path, num_processes: int = 1, timeout: float = 240, **environment: str) -> Any:
-    """Runs `python ARGS`, under torchrun if there are several processes; the finished process, output captured."""
-    launcher = [sys.executable]
-    if num_processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(num_processes), "--standalone"]
-    return subprocess.run(
-        [*launcher, *args], cwd=cwd, timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        env=os.environ | CHILD_ENVIRONMENT | environment,
-    )  # fmt: skip

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cifar10_accel.errors import SettingsError
-from cifar10_accel.recipes import read_yaml, recipe_names
+from cifar10_accel.files import read_yaml
+from cifar10_accel.recipes import recipe_names
 from cifar10_accel.settings import Settings
 
 
@@ -28,7 +29,8 @@ from cifar10_accel.settings import Settings
         ({"keep_checkpoints": 1}, "greater than or equal to 2"),
         ({"augment": "crop,flp"}, "'flp'"),
         ({"max_lrr": 1}, "did you mean 'max_lr'"),
-        ({"recipe": "resnet42"}, "did you mean 'resnet24'"),
+        ({"recipe": "resnet42"}, "did you mean 'resnet9'"),
+        ({"tta": "multi-crop"}, "'none', 'flip' or 'multicrop' (did you mean 'multicrop'?)"),
         ({"run_name": "a/b"}, "run_name: 'a/b'"),
     ],
 )
@@ -103,16 +105,23 @@ def test_the_fingerprint_changes_with_the_math_alone() -> None:
     base = Settings()
     assert Settings(num_workers=3, tracker="none", keep_checkpoints=5).fingerprint() == base.fingerprint()
     assert Settings(seed=1).fingerprint() != base.fingerprint()
-    assert set(Settings.model_fields) >= base.NOT_IN_THE_MATH
+    assert set(Settings.model_fields) >= base.DOES_NOT_AFFECT_WEIGHTS
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_valid_and_opens_with_its_command(name: str) -> None:
     settings = Settings(recipe=name)
-    assert settings.with_recipe(name) == settings
+    assert settings.resolve_recipe(on_cpu=True) is settings
     text = (Path(__file__).parent.parent / "cifar10_accel" / "recipes" / f"{name}.yaml").read_text()
     assert text.startswith("# accelerate launch")
     assert f"--recipe {name}" in text.splitlines()[0]
+
+
+def test_auto_becomes_a_recipe_and_what_was_given_wins() -> None:
+    for on_cpu, recipe in ((True, "cpu"), (False, "resnet9")):
+        assert Settings().resolve_recipe(on_cpu=on_cpu) == Settings(recipe=recipe)
+        given = Settings(max_lr=0.123, seed=7).resolve_recipe(on_cpu=on_cpu)
+        assert given == Settings(recipe=recipe, max_lr=0.123, seed=7)
 
 
 def test_every_setting_is_described() -> None:

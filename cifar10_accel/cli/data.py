@@ -1,17 +1,17 @@
-"""`cifar10-accel data`: fetch, verify or look at the data set."""
+"""Commands for the data set: data fetch, data verify, data preview."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cifar10_accel.flags import WIDE, exits_with_one_line, settings_flags
+from cifar10_accel.cli.flags import WIDE_HELP, handle_user_errors, settings_options
 from cifar10_accel.settings import Settings
 
 
 @click.group()
 def data() -> None:
-    """Fetch, verify or look at the data set."""
+    """Download, verify or preview the data set."""
 
 
 DATA_DIR = click.option("--data-dir", help="folder of the data set; default: CIFAR10_ACCEL_DATA_DIR or data")
@@ -19,9 +19,9 @@ DATA_DIR = click.option("--data-dir", help="folder of the data set; default: CIF
 
 @data.command()
 @DATA_DIR
-@exits_with_one_line
+@handle_user_errors
 def fetch(data_dir: str | None) -> None:
-    """Download CIFAR-10 if it is not there; a download that was cut off continues."""
+    """Download CIFAR-10 if it is missing; an interrupted download continues."""
     folder = _data_dir(data_dir)
     from cifar10_accel.data import download
 
@@ -31,16 +31,16 @@ def fetch(data_dir: str | None) -> None:
 
 @data.command()
 @DATA_DIR
-@exits_with_one_line
+@handle_user_errors
 def verify(data_dir: str | None) -> None:
     """Check every file against its published digest."""
-    from cifar10_accel.data import official
+    from cifar10_accel.data import cifar10_files
 
-    for path, state in official.verify(_data_dir(data_dir)):
+    for path, state in cifar10_files.verify(_data_dir(data_dir)):
         click.echo(f"{path}: {state}")
 
 
-@data.command(context_settings=WIDE)
+@data.command(context_settings=WIDE_HELP)
 @click.option(
     "--epoch", "shown_epochs", type=click.IntRange(min=0), multiple=True, help="epochs to show  [default: 0 to 7]"
 )
@@ -49,17 +49,17 @@ def verify(data_dir: str | None) -> None:
 )
 @click.option("--compare", is_flag=True, help="show both augmentation backends, image by image")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("preview.png"), show_default=True)
-@settings_flags
-@exits_with_one_line
+@settings_options
+@handle_user_errors
 def preview(
     shown_epochs: tuple[int, ...], shown_indices: tuple[int, ...], compare: bool, out: Path, **flags: Any
 ) -> None:
-    """Draw training images exactly as the net sees them: one row per image, one column per epoch."""
+    """Draw training images exactly as the model gets them: one row per image, one column per epoch."""
     settings = Settings(**flags)
-    from cifar10_accel import preview as verb
+    from cifar10_accel.commands import preview as command
 
     epochs, indices = shown_epochs or tuple(range(8)), shown_indices or tuple(range(8))
-    verb.preview(settings, epochs=epochs, indices=indices, compare=compare, path=out)
+    command.preview(settings, epochs=epochs, indices=indices, compare=compare, path=out)
     click.echo(f"{out}")
 
 

@@ -1,5 +1,5 @@
-"""The rooms that turn bytes on disk into batches on the device."""
+"""Data sets: files on disk to verified uint8 arrays to batches on the device."""
 
 import os
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # without it importing Albumentations asks for a newer version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer version on the network

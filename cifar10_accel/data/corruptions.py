@@ -1,8 +1,8 @@
-"""Six ways to spoil an image, five severities of each: how a net does on images that it was not trained for.
+"""Image corruptions: six kinds with five severities each, to measure the robustness of a model.
 
-The kinds are those of Hendrycks and Dietterich 2019, https://arxiv.org/abs/1903.12261; the strengths are chosen
-here for 32x32 pixels, so errors are not comparable with those on CIFAR-10-C. The work is torchvision's, and
-Pillow's for JPEG.
+The kinds are among those of Hendrycks and Dietterich 2019, https://arxiv.org/abs/1903.12261. Their strengths are chosen
+here for 32x32 pixels, so errors are not comparable with those on CIFAR-10-C. They are computed by torchvision, JPEG by
+Pillow.
 """
 
 import io
@@ -21,17 +21,17 @@ from cifar10_accel.randomness import seed_for
 
 Pixels = npt.NDArray[np.uint8]
 
-CHUNK = 1000  # images corrupted at a time; which noise an image gets depends on it
-BLUR_KERNEL = 9  # pixels: three sigma of the strongest to both sides
+CHUNK = 1000  # images corrupted at a time; the noise of an image depends on it
+BLUR_KERNEL = 9  # pixels: three sigma of the strongest blur on both sides
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
-    """A kind of corruption; `strengths` are the values of `parameter` from mild to severe."""
+    """One kind of corruption; `strengths` are the values of `parameter` from mild to severe."""
 
     parameter: str
     strengths: tuple[float, ...]
-    function: Callable[[Tensor, float], Tensor]  # (N, 3, 32, 32) uint8 on the CPU to the same
+    function: Callable[[Tensor, float], Tensor]  # (N, 3, 32, 32) uint8 on the CPU, in and out
 
 
 def _noise(images: Tensor, sigma: float) -> Tensor:
@@ -53,45 +53,40 @@ def _pixelate(images: Tensor, side: float) -> Tensor:
 
 
 def _jpeg(images: Tensor, quality: float) -> Tensor:
-    return torch.stack([_saved_as_jpeg(image, int(quality)) for image in images])
+    return torch.stack([_jpeg_compressed(image, int(quality)) for image in images])
 
 
-def _saved_as_jpeg(image: Tensor, quality: int) -> Tensor:
+def _jpeg_compressed(image: Tensor, quality: int) -> Tensor:
     file = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
-    with Image.open(file) as again:
-        return torch.from_numpy(np.array(again)).permute(2, 0, 1)
+    with Image.open(file) as decoded:
+        return torch.from_numpy(np.array(decoded)).permute(2, 0, 1)
 
 
 CORRUPTIONS = {
-    "gaussian noise": Corruption(
-        parameter="sigma, of 0..1", strengths=(0.04, 0.06, 0.08, 0.10, 0.12), function=_noise
-    ),
-    "gaussian blur": Corruption(
-        parameter="sigma, in pixels", strengths=(0.5, 0.7, 0.9, 1.2, 1.5), function=_blur
-    ),
-    "brightness": Corruption(
-        parameter="factor", strengths=(1.2, 1.4, 1.6, 1.8, 2.2), function=F.adjust_brightness
-    ),
-    "contrast": Corruption(
-        parameter="factor", strengths=(0.7, 0.5, 0.35, 0.25, 0.15), function=F.adjust_contrast
-    ),
-    "pixelate": Corruption(
-        parameter="pixels a side", strengths=(28, 24, 20, 16, 12), function=_pixelate
-    ),
-    "jpeg": Corruption(
-        parameter="quality", strengths=(80, 60, 40, 25, 15), function=_jpeg
-    ),
-}  # fmt: skip
+    "gaussian noise": Corruption(parameter="sigma, of 0..1", strengths=(0.04, 0.06, 0.08, 0.10, 0.12), function=_noise),
+    "gaussian blur": Corruption(parameter="sigma, in pixels", strengths=(0.5, 0.7, 0.9, 1.2, 1.5), function=_blur),
+    "brightness": Corruption(parameter="factor", strengths=(1.2, 1.4, 1.6, 1.8, 2.2), function=F.adjust_brightness),
+    "contrast": Corruption(parameter="factor", strengths=(0.7, 0.5, 0.35, 0.25, 0.15), function=F.adjust_contrast),
+    "pixelate": Corruption(parameter="pixels a side", strengths=(28, 24, 20, 16, 12), function=_pixelate),
+    "jpeg": Corruption(parameter="quality", strengths=(80, 60, 40, 25, 15), function=_jpeg),
+}
 
 
 def corrupt(images: Pixels, name: str, strength: float, *, seed: int) -> Pixels:
-    """Images (N, 32, 32, 3) uint8 with the named corruption, the same for the same seed; torch's generator stays."""
+    """Return the images with a corruption; the state of torch's global random generator is kept.
+
+    Args:
+        images: (N, 32, 32, 3) uint8.
+        name: A key of `CORRUPTIONS`.
+        strength: The value of the corruption's parameter.
+        seed: Equal seeds give equal noise.
+    """
     function = CORRUPTIONS[name].function
-    spoiled = np.empty_like(images)
+    corrupted = np.empty_like(images)
     with torch.random.fork_rng(devices=[]):
         for start in range(0, len(images), CHUNK):
             torch.manual_seed(seed_for(seed, f"corruption {name} {strength:g}", start) >> 1)
             chunk = torch.from_numpy(images[start : start + CHUNK]).permute(0, 3, 1, 2).contiguous()
-            spoiled[start : start + CHUNK] = function(chunk, strength).permute(0, 2, 3, 1).numpy()
-    return spoiled
+            corrupted[start : start + CHUNK] = function(chunk, strength).permute(0, 2, 3, 1).numpy()
+    return corrupted

@@ -1,1 +1,1 @@
-"""Sweeps: W&B's sweep files, run on this machine (and its neighbours) without W&B."""
+"""Hyperparameter sweeps: W&B sweep files run locally on Optuna, on one machine or many."""

@@ -1,32 +1,47 @@
-"""Reads a W&B sweep file and refuses, before anything runs, what could not run to its end."""
+"""W&B sweep files, checked before any trial starts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from cifar10_accel.errors import SettingsError, did_you_mean
-from cifar10_accel.recipes import read_yaml
+from cifar10_accel.files import read_yaml
+from cifar10_accel.runs.trial import Goal, Parameter, SweepView, Trial
 from cifar10_accel.settings import Settings
 from cifar10_accel.sweep.spaces import Choice, Space, read_space
-from cifar10_accel.trials import Parameter
 
 Method = Literal["grid", "random", "bayes"]
-Goal = Literal["maximize", "minimize"]
 METRICS = ("val/accuracy", "val/loss", "train/accuracy", "train/loss")
-# The keys of W&B's schema. Those not read here are for its own agents and pages.
+# The keys of W&B's schema; those that are not read here are for W&B's own agents and pages.
 KEYS = (
-    "apiVersion", "kind", "controller", "description", "program", "job", "image_uri", "entity", "project", "method",
-    "command", "name", "run_cap", "metric", "metrics", "scheduler", "early_terminate", "parameters",
-)  # fmt: skip
-GIVEN_BY_THE_SWEEP = ("run_dir", "run_name")
+    "apiVersion",
+    "kind",
+    "controller",
+    "description",
+    "program",
+    "job",
+    "image_uri",
+    "entity",
+    "project",
+    "method",
+    "command",
+    "name",
+    "run_cap",
+    "metric",
+    "metrics",
+    "scheduler",
+    "early_terminate",
+    "parameters",
+)
+SET_BY_SWEEP = ("run_dir", "run_name")
 MODULE = "cifar10_accel.train"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Halving:
-    """Early termination: at each rung, `first_rung * factor**k` values of the metric, the best 1/factor goes on."""
+    """Early termination: at each rung, `first_rung * factor**k` metric values, only the best 1/factor continue."""
 
     first_rung: int
     factor: int
@@ -34,7 +49,7 @@ class Halving:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep file that can be run."""
+    """A valid sweep file."""
 
     name: str
     method: Method
@@ -46,20 +61,27 @@ class Sweep:
     run_cap: int | None
 
     def grid(self) -> list[dict[str, Parameter]]:
-        """Every setting of a grid, in the file's order; the last parameter changes fastest."""
+        """Return all points of a grid, in the order of the file; the last parameter changes fastest."""
         values = [cast(list[Parameter], space.every_value()) for space in self.searched.values()]
         return [dict(zip(self.searched, setting, strict=True)) for setting in product(*values)]
 
     def identity(self) -> dict[str, Any]:
-        """What must not change while a sweep goes on, as plain values."""
+        """Return, as plain values, all that must not change when a sweep is continued."""
         return {key: value for key, value in asdict(self).items() if key not in ("name", "run_cap")}
+
+    def view(self, trials: Sequence[Trial]) -> SweepView:
+        """Return the sweep with these trials, for tables and pages."""
+        return SweepView(title=self.name, metric=self.metric, goal=self.goal, trials=tuple(trials))
 
 
 def read_sweep(path: Path) -> Sweep:
-    """The sweep in a W&B YAML file. `SettingsError`, in one line with the file's name, for what cannot be run:
+    """Return the sweep in a W&B YAML file.
 
-    unknown keys and parameters, a bad method, metric or distribution, reversed bounds, and any setting out of
-    its range. Every pair of extreme values is tried on the settings.
+    Every pair of extreme values is validated by `Settings`.
+
+    Raises:
+        SettingsError: One line with the file's name: unknown keys or parameters, an invalid method, metric or
+            distribution, reversed bounds, or a setting out of its range.
     """
     values = read_yaml(path)
     try:
@@ -71,7 +93,7 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def num_trials_of(sweep: Sweep, given: int | None) -> int:
-    """How many trials the sweep is to have: as given, else its run_cap, and never more than its grid has."""
+    """Return the number of trials to run: as given, else the file's run_cap; at most the size of the grid."""
     most = given or sweep.run_cap
     if sweep.method == "grid":
         size = len(sweep.grid())
@@ -86,7 +108,7 @@ def _sweep(values: Mapping[str, Any], *, name: str) -> Sweep:
         if key not in KEYS:
             raise SettingsError(f"{key}: no such key{did_you_mean(key, list(KEYS))}; W&B's are {', '.join(KEYS)}")
     if {"/", "\\"} & set(name) or name.startswith("."):
-        raise SettingsError(f"name: {name!r} cannot name a folder; leave out slashes and a dot in front")
+        raise SettingsError(f"name: {name!r} cannot be a folder name; leave out slashes and a leading dot")
     _check_command(values.get("command"))
     method = values.get("method")
     if method not in get_args(Method):
@@ -114,7 +136,7 @@ def _metric(values: Mapping[str, Any]) -> tuple[str, Goal]:
         raise SettingsError("metric: missing; give `metric: {name: val/accuracy, goal: maximize}`")
     name, goal = str(metric["name"]), metric.get("goal")
     if name.startswith("test/"):
-        raise SettingsError(f"metric: {name} would choose on the test set; give val/accuracy, and val_size a value")
+        raise SettingsError(f"metric: {name} would select on the test set; give val/accuracy, and val_size a value")
     if name not in METRICS:
         raise SettingsError(f"metric: no {name!r}{did_you_mean(name, list(METRICS))}; there are {', '.join(METRICS)}")
     if goal not in get_args(Goal):
@@ -130,8 +152,8 @@ def _spaces(parameters: Any) -> dict[str, Space]:
         if name not in known:
             hint = did_you_mean(str(name), known)
             raise SettingsError(f"parameters: no setting {name!r}{hint}; `cifar10-accel train --help` lists all")
-        if name in GIVEN_BY_THE_SWEEP:
-            raise SettingsError(f"parameters: {name} cannot be given; the sweep decides it for each trial")
+        if name in SET_BY_SWEEP:
+            raise SettingsError(f"parameters: {name} cannot be given; the sweep sets it for each trial")
     return {str(name): read_space(str(name), given) for name, given in parameters.items()}
 
 
@@ -140,7 +162,7 @@ def _is_constant(space: Space) -> bool:
 
 
 def _halving(given: Any) -> Halving | None:
-    """W&B's `hyperband`: rungs at min_iter * eta**k, or the s rungs below max_iter."""
+    """Return the rungs of W&B's `hyperband`: at min_iter * eta**k, or the s rungs below max_iter."""
     if given is None:
         return None
     if not isinstance(given, Mapping) or given.get("type") != "hyperband":
@@ -166,21 +188,21 @@ def _count(name: str, value: Any, *, least: int = 1) -> int:
 
 
 def _check_command(command: Any) -> None:
-    """Refuses settings in the command line itself: W&B's agent would pass them on and a local run would not."""
-    words = [str(word) for word in command] if isinstance(command, list) else []
-    start = next((place for place, word in enumerate(words) if word in (MODULE, "${program}")), len(words))
-    for word in words[start + 1 :]:
-        if not word.startswith("${args"):
-            raise SettingsError(f"command: {word!r} would not reach a local run; give it as a parameter with `value:`")
+    """Raise `SettingsError` for settings in `command:`, which W&B's agent would pass on and a local sweep would not."""
+    arguments = [str(argument) for argument in command] if isinstance(command, list) else []
+    programs = (index for index, argument in enumerate(arguments) if argument in (MODULE, "${program}"))
+    for argument in arguments[next(programs, len(arguments)) + 1 :]:
+        if not argument.startswith("${args"):
+            raise SettingsError(
+                f"command: {argument!r} would not reach a local run; give it as a parameter with `value:`"
+            )
 
 
 def _check_search(sweep: Sweep) -> None:
     if not sweep.searched:
         raise SettingsError("parameters: all are constants; give one `values:`, or `min:` and `max:`")
     if "recipe" not in sweep.constants.keys() | sweep.searched.keys() or "auto" in _values_of(sweep, "recipe"):
-        raise SettingsError(
-            "parameters: a sweep on several machines needs one recipe; give `recipe: {value: resnet24}`"
-        )
+        raise SettingsError("parameters: a sweep on several machines needs one recipe; give `recipe: {value: resnet9}`")
     for name, space in sweep.searched.items():
         if sweep.method == "grid" and space.every_value() is None:
             raise SettingsError(f"{name}: a grid needs `values:` (or int_uniform, q_uniform), not a continuous range")
@@ -202,7 +224,7 @@ def _check_settings(sweep: Sweep) -> None:
 
 
 def _corner_settings(sweep: Sweep) -> Iterator[dict[str, Parameter]]:
-    """Every pair of two parameters' extreme values, the others at their first: no check involves three."""
+    """Yield all pairs of two parameters' extreme values, the others at their first; no check involves three."""
     corners = {name: space.corners() for name, space in sweep.searched.items()}
     first = {name: values[0] for name, values in corners.items()}
     pairs = list(combinations(corners, 2)) or [(name, name) for name in corners]

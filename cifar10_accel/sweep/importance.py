@@ -1,4 +1,4 @@
-"""Which parameters of a sweep made the difference."""
+"""Importance of each parameter of a sweep (PED-ANOVA)."""
 
 import math
 import warnings
@@ -6,26 +6,31 @@ from collections.abc import Sequence
 
 import optuna
 
-from cifar10_accel.sweep.file import Goal
-from cifar10_accel.trials import Parameter, Trial
+from cifar10_accel.runs.trial import Goal, Parameter, Trial
 
-LEAST_TRIALS = 8  # with fewer the best quarter is a trial or none
+MIN_TRIALS = 8  # with fewer, the best quarter is a single trial or none
 BEST_SHARE = 0.25
 METHOD = "PED-ANOVA: how far the values of the best quarter of the trials lie from those of all"
 
 
 def importance_of(trials: Sequence[Trial], goal: Goal) -> dict[str, float]:
-    """Each parameter's share of what sets the best quarter of the finished trials apart; the shares add up to 1.
+    """Return the importance of each parameter for reaching the best quarter of the finished trials; sums to 1.
 
-    Empty if too few trials finished, or all alike (Watanabe et al. 2023, https://arxiv.org/abs/2304.10255). It
-    asks nothing of the sweep's own record, so that one that W&B ran is judged in the same way.
+    Watanabe et al. 2023, https://arxiv.org/abs/2304.10255. Computed from the trials alone, not from a stored study, so
+    it works for sweeps that W&B ran too.
+
+    Returns:
+        Shares by parameter; empty if fewer than MIN_TRIALS finished or all values are equal.
     """
     finished = [trial for trial in trials if trial.state == "finished" and trial.value is not None]
-    shared = [name for name in (finished[0].parameters if finished else {})
-              if all(name in trial.parameters for trial in finished)]  # fmt: skip
+    shared = [
+        name
+        for name in (finished[0].parameters if finished else {})
+        if all(name in trial.parameters for trial in finished)
+    ]
     spaces = {name: _space([trial.parameters[name] for trial in finished]) for name in shared}
     spaces = {name: space for name, space in spaces.items() if not space.single()}
-    if len(finished) < LEAST_TRIALS or not spaces or len({trial.value for trial in finished}) == 1:
+    if len(finished) < MIN_TRIALS or not spaces or len({trial.value for trial in finished}) == 1:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -39,7 +44,7 @@ def importance_of(trials: Sequence[Trial], goal: Goal) -> dict[str, float]:
 
 
 def _space(values: Sequence[Parameter]) -> optuna.distributions.BaseDistribution:
-    """The space that these values seem to come from: numbers over more than a factor of ten on a log scale."""
+    """Return the space that contains these values: categories, or numbers, on a log scale beyond a factor of ten."""
     numbers = [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) < len(values):
         return optuna.distributions.CategoricalDistribution(list(dict.fromkeys(values)))

@@ -1,4 +1,4 @@
-"""What a sweep leaves: a table, results.csv, and best.yaml, a recipe of the best trial. Reads only the trials."""
+"""Results of a sweep: a table, results.csv, and best.yaml, a recipe of the best trial."""
 
 import csv
 import io
@@ -8,88 +8,90 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from cifar10_accel.console import format_seconds
 from cifar10_accel.errors import SettingsError
-from cifar10_accel.recipes import read_recipe, read_yaml
-from cifar10_accel.run_folder import RunFolder
+from cifar10_accel.files import read_yaml, write_text
+from cifar10_accel.formatting import format_metric, format_seconds, format_short
+from cifar10_accel.recipes import read_recipe
+from cifar10_accel.runs.run_folder import RunFolder
+from cifar10_accel.runs.trial import Goal, Parameter, SweepView, Trial
 from cifar10_accel.settings import Settings, TrackingSettings
-from cifar10_accel.sweep.file import Goal, Sweep
-from cifar10_accel.trials import Parameter, Trial
+from cifar10_accel.sweep.file import Sweep
 
-# A recipe says how to train; where, and who is told, is each user's own.
+# A recipe has the settings of the training, but not those of the machine and of the tracker.
 NOT_IN_A_RECIPE = {"recipe", "data_dir", "run_dir", "run_name", "num_threads", *TrackingSettings.model_fields}
 
 
 def best_of(trials: Sequence[Trial], goal: Goal) -> Trial | None:
-    """The finished trial with the best value; the first of equals; None if none finished."""
+    """Return the finished trial with the best value, the first of equal ones; None if none finished."""
     finished = [trial for trial in trials if trial.state == "finished" and trial.value is not None]
     return _by_value(finished, goal)[0] if finished else None
 
 
-def table(trials: Sequence[Trial], *, metric: str, goal: Goal, title: str) -> Table:
-    """All trials, the best first, for a terminal."""
-    names = _parameter_names(trials)
-    shown_table = Table("trial", "state", metric, "time", *names, "why", title=title, title_justify="left")
-    for trial in _by_value(trials, goal):
-        drawn = [short(trial.parameters[name]) if name in trial.parameters else "" for name in names]
+def table(view: SweepView) -> Table:
+    """Return a table of all trials, the best first, for the terminal."""
+    names, metric = _parameter_names(view.trials), view.metric
+    result = Table("trial", "state", metric, "time", *names, "reason", title=view.title, title_justify="left")
+    for trial in _by_value(view.trials, view.goal):
+        values = [format_short(trial.parameters[name]) if name in trial.parameters else "" for name in names]
         seconds = format_seconds(trial.seconds)
-        shown_table.add_row(str(trial.number), trial.state, shown(metric, trial.value), seconds, *drawn, trial.reason)
-    return shown_table
+        value = format_metric(metric, trial.value)
+        result.add_row(str(trial.number), trial.state, value, seconds, *values, trial.reason)
+    return result
 
 
-def write_results(
-    trials: Sequence[Trial], folder: Path, *, metric: str, goal: Goal, constants: Mapping[str, Parameter] | None
-) -> None:
-    """Writes results.csv and, if a trial finished and the sweep's constants are known, best.yaml.
+def write_results(view: SweepView, folder: Path, *, constants: Mapping[str, Parameter] | None) -> None:
+    """Write results.csv and, if a trial finished and the sweep's constants are known, best.yaml.
 
-    Raises `SettingsError` if the folder cannot be written.
+    Raises:
+        SettingsError: The folder cannot be written.
     """
-    best = best_of(trials, goal)
+    best = best_of(view.trials, view.goal)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "results.csv", as_csv(trials, metric=metric))
+        write_text(folder / "results.csv", as_csv(view))
         if best is not None and constants is not None:
-            _replace(folder / "best.yaml", as_recipe(best, folder / "best.yaml", metric=metric, constants=constants))
+            path = folder / "best.yaml"
+            write_text(path, as_recipe(best, path, metric=view.metric, constants=constants))
     except OSError as error:
         raise SettingsError(f"{folder}: results cannot be written ({error.strerror}); give another --dir") from None
 
 
-def keep_file(sweep: Sweep, file: Path, folder: Path) -> None:
-    """Puts a copy of the sweep's file, with its name, into its folder: all that a later report needs."""
+def copy_sweep_file(sweep: Sweep, file: Path, folder: Path) -> None:
+    """Copy the sweep file, with the sweep's name, to sweep.yaml in its folder, for later reports."""
     values = {"name": sweep.name} | read_yaml(file)
-    _replace(folder / "sweep.yaml", yaml.safe_dump(values, sort_keys=False))
+    write_text(folder / "sweep.yaml", yaml.safe_dump(values, sort_keys=False))
 
 
-def as_csv(trials: Sequence[Trial], *, metric: str) -> str:
-    """One line per trial, in the order of their start."""
-    names = _parameter_names(trials)
+def as_csv(view: SweepView) -> str:
+    """Return the trials as CSV, one line each, in the order of their start."""
+    names = _parameter_names(view.trials)
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["trial", "state", metric, "seconds", *names, "where", "reason"])
-    for trial in trials:
-        drawn = [trial.parameters.get(name, "") for name in names]
+    lines.writerow(["trial", "state", view.metric, "seconds", *names, "where", "reason"])
+    for trial in view.trials:
+        values = [trial.parameters.get(name, "") for name in names]
         lines.writerow(
-            [trial.number, trial.state, trial.value, f"{trial.seconds:.1f}", *drawn, trial.where, trial.reason]
+            [trial.number, trial.state, trial.value, f"{trial.seconds:.1f}", *values, trial.where, trial.reason]
         )
     return text.getvalue()
 
 
 def as_recipe(best: Trial, path: Path, *, metric: str, constants: Mapping[str, Parameter]) -> str:
-    """The recipe that repeats a trial: that of the sweep, with the sweep's constants and the values drawn."""
+    """Return the recipe that repeats a trial: that of the sweep, with its constants and the trial's parameters."""
     given = {**constants, **best.parameters}
     values = read_recipe(str(given["recipe"])) | given if "recipe" in given else given
     kept = {name: values[name] for name in Settings.model_fields if name in values and name not in NOT_IN_A_RECIPE}
     return (
         f"# {_command_of(best)} --recipe {path}{_threads_of(best)}\n"
-        f"# The best of a sweep: trial {best.number} reached {metric} {shown(metric, best.value)}, "
+        f"# The best of a sweep: trial {best.number} reached {metric} {format_metric(metric, best.value)}, "
         "in one run and chosen among all trials:\n"
-        "# other seeds will give a little less. To train in earnest: more --epochs, and --val-size 0 for all images.\n"
+        "# expect slightly less with other seeds. For a final run: more --epochs, and --val-size 0 for all images.\n"
         + yaml.safe_dump(kept, sort_keys=False)
     )
 
 
 def _command_of(trial: Trial) -> str:
-    """What starts a training on as many processes as the trial's: batch norm sees each one's share."""
+    """Return the command that trains on the trial's number of processes, on which batch norm depends."""
     processes = RunFolder(Path(trial.where)).read_json("environment.json").get("processes", 1)
     if processes == 1:
         return "cifar10-accel train"
@@ -97,21 +99,9 @@ def _command_of(trial: Trial) -> str:
 
 
 def _threads_of(trial: Trial) -> str:
-    """The flag without which a CPU gives other last bits, and with them a slightly other accuracy."""
-    around = RunFolder(Path(trial.where)).read_json("environment.json")
-    return f" --num-threads {around['threads']}" if around.get("device") == "cpu" else ""
-
-
-def shown(metric: str, value: float | None) -> str:
-    """A value of the metric as a person reads it: accuracies in percent, nothing if there is none."""
-    if value is None:
-        return ""
-    return f"{value:.2%}" if metric.endswith("accuracy") else f"{value:.4g}"
-
-
-def short(value: Parameter) -> str:
-    """A parameter's value in few characters."""
-    return f"{value:.3g}" if isinstance(value, float) else "none" if value is None else str(value)
+    """Return the flag that fixes the number of threads, on which the last bits depend on a CPU."""
+    environment = RunFolder(Path(trial.where)).read_json("environment.json")
+    return f" --num-threads {environment['threads']}" if environment.get("device") == "cpu" else ""
 
 
 def _by_value(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
@@ -121,9 +111,3 @@ def _by_value(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
 
 def _parameter_names(trials: Sequence[Trial]) -> list[str]:
     return list(dict.fromkeys(name for trial in trials for name in trial.parameters))
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

@@ -1,28 +1,24 @@
-"""Runs the trials of a sweep on this machine, several at a time, until there are enough."""
+"""Run the trials of a sweep on this machine, several at a time."""
 
-import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import FrameType, TracebackType
-from typing import Self
 
-from cifar10_accel.console import format_seconds
 from cifar10_accel.errors import Preempted, UserError
-from cifar10_accel.processes import GRACE_SECONDS
-from cifar10_accel.sweep.attempt import Attempt
+from cifar10_accel.formatting import format_metric, format_seconds, format_short
+from cifar10_accel.runs.trial import State
+from cifar10_accel.signals import StopFlag
+from cifar10_accel.subprocesses import GRACE_SECONDS, MachineShare
 from cifar10_accel.sweep.file import Sweep
-from cifar10_accel.sweep.results import best_of, short, shown
+from cifar10_accel.sweep.results import best_of
 from cifar10_accel.sweep.search import Search
-from cifar10_accel.sweep.slots import Slot
-from cifar10_accel.trials import State
+from cifar10_accel.sweep.trial_process import TrialProcess
 
 POLL_SECONDS = 0.2
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Preempted):
-    """A stop signal was obeyed: every training has saved and the same command goes on."""
+    """The sweep was stopped by a signal after all its trainings had saved; the same command continues it."""
 
     def __init__(self, signal_number: int, *, num_done: int, num_trials: int) -> None:
         UserError.__init__(
@@ -32,112 +28,108 @@ class Stopped(Preempted):
 
 
 def run(
-    sweep: Sweep, search: Search, slots: list[Slot], *, num_trials: int, num_processes: int, say: Callable[[str], None]
+    sweep: Sweep,
+    search: Search,
+    shares: list[MachineShare],
+    *,
+    num_trials: int,
+    num_processes: int,
+    print_line: Callable[[str], None],
 ) -> None:
-    """Runs trials until the sweep has `num_trials`, or the rest is in the hands of other runners.
+    """Run trials until the sweep has `num_trials`, or other runners have claimed the rest. Main thread only.
 
-    Trials that were left in the middle are continued first. A trial that fails is recorded and the sweep goes on.
-    Raises `Stopped` after SIGINT or SIGTERM. Only the main thread may call this.
+    Interrupted trials are continued first. A trial that fails is recorded and the sweep continues.
+
+    Args:
+        sweep: The sweep file.
+        search: The sweep's study.
+        shares: Parts of the machine, one for each trial that runs at the same time.
+        num_trials: Trials in total, earlier ones included.
+        num_processes: Processes of each trial.
+        print_line: Called with a line of text when a trial starts or ends.
+
+    Raises:
+        Stopped: SIGINT or SIGTERM was received.
     """
-    free, active = list(slots), list[Attempt]()
-    report = _Report(sweep, search, num_trials, num_slots=len(slots), say=say)
-    with _StopFlag() as stop, ExitStack() as leaving:
-        leaving.callback(lambda: [attempt.end() for attempt in active])
+    free, active = list(shares), list[TrialProcess]()
+    progress = SweepProgress(sweep, search, num_trials=num_trials, num_workers=len(shares), print_line=print_line)
+    with StopFlag() as stop, ExitStack() as stack:
+        stack.callback(lambda: [process.end() for process in active])
         more = True
         while more or active:
-            if stop.received:
-                _stop_all(active, report)
-                raise Stopped(stop.received, num_done=report.num_done(), num_trials=num_trials)
+            if stop.signal_number:
+                _stop_all(active, progress)
+                raise Stopped(stop.signal_number, num_done=progress.num_done(), num_trials=num_trials)
             if more and free:
-                claimed = search.claim(num_trials=num_trials)
-                more = claimed is not None
-                if claimed:
-                    active.append(Attempt(claimed, sweep, free.pop(0), num_processes=num_processes))
-                    report.started(active[-1])
+                trial = search.claim(num_trials=num_trials)
+                more = trial is not None
+                if trial:
+                    active.append(TrialProcess(trial, sweep, free.pop(0), num_processes=num_processes))
+                    progress.print_start(active[-1])
                     continue
-            for attempt in list(active):
-                state = attempt.follow()
+            for process in list(active):
+                state = process.poll()
                 if state != "running":
-                    active.remove(attempt)
-                    free.append(attempt.slot)
-                    report.ended(attempt, state)
+                    active.remove(process)
+                    free.append(process.share)
+                    progress.print_end(process, state)
             time.sleep(POLL_SECONDS)
 
 
-def _stop_all(active: list[Attempt], report: "_Report") -> None:
-    """All at once, so that they save side by side within one grace period."""
-    for attempt in active:
-        attempt.signal_stop()
+def _stop_all(active: list[TrialProcess], progress: "SweepProgress") -> None:
+    """Stop all trainings at the same time, so that they save within one grace period."""
+    for process in active:
+        process.request_stop()
     deadline = time.monotonic() + GRACE_SECONDS
-    for attempt in list(active):
-        report.ended(attempt, attempt.stopped(deadline))
-        active.remove(attempt)
+    for process in list(active):
+        progress.print_end(process, process.wait_until_stopped(deadline))
+        active.remove(process)
 
 
-class _StopFlag:
-    """Context in which SIGINT and SIGTERM raise a flag; the second of them ends the wait for trainings that save."""
-
-    def __init__(self) -> None:
-        self.received = 0
-
-    def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._notice) for number in STOP_SIGNALS}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            raise SystemExit(128 + number)
-        self.received = number
-
-
-class _Report:
-    """One line for each thing that happens to a trial."""
+class SweepProgress:
+    """Prints a line when a trial starts or ends, with the best value and the time left."""
 
     def __init__(
-        self, sweep: Sweep, search: Search, num_trials: int, *, num_slots: int, say: Callable[[str], None]
+        self, sweep: Sweep, search: Search, *, num_trials: int, num_workers: int, print_line: Callable[[str], None]
     ) -> None:
-        self._sweep, self._search, self._num_trials, self._num_slots, self._say = (
-            sweep, search, num_trials, num_slots, say,
-        )  # fmt: skip
-        self._seconds: list[float] = []  # of the trials that came to an end here
+        self._sweep = sweep
+        self._search = search
+        self._num_trials = num_trials
+        self._num_workers = num_workers
+        self._print_line = print_line
+        self._seconds: list[float] = []  # of the trials that ended here
 
     def num_done(self) -> int:
-        """Trials that came to an end, wherever they ran."""
+        """Return the number of trials that ended, on this machine or another."""
         return sum(trial.state in ("finished", "failed", "pruned") for trial in self._search.trials())
 
-    def started(self, attempt: Attempt) -> None:
-        """A trial starts, or goes on where it was left."""
-        drawn = ", ".join(f"{name} {short(value)}" for name, value in attempt.claimed.parameters.items())
-        self._say(f"trial {attempt.claimed.number} {'continues' if attempt.resumes else 'starts'}: {drawn}")
+    def print_start(self, process: TrialProcess) -> None:
+        """Print that a trial starts or continues, with its parameters."""
+        parameters = ", ".join(f"{name} {format_short(value)}" for name, value in process.trial.parameters.items())
+        self._print_line(f"trial {process.trial.number} {'continues' if process.resumes else 'starts'}: {parameters}")
 
-    def ended(self, attempt: Attempt, state: State) -> None:
-        """A trial ended in this state."""
-        what = f"trial {attempt.claimed.number} {state}"
+    def print_end(self, process: TrialProcess, state: State) -> None:
+        """Print that a trial ended in this state."""
+        title = f"trial {process.trial.number} {state}"
         if state == "stopped":
-            self._say(f"{what}{', ' + attempt.reason if attempt.reason else ''}: the same command continues it")
+            reason = f", {process.reason}" if process.reason else ""
+            self._print_line(f"{title}{reason}: the same command continues it")
             return
-        self._seconds.append(attempt.seconds)
+        self._seconds.append(process.seconds)
         if state == "failed":
-            self._say(f"{what}: {attempt.reason}{self._rest()}")
+            self._print_line(f"{title}: {process.reason}{self._summary()}")
             return
-        value = f"{self._sweep.metric} {shown(self._sweep.metric, attempt.value)}"
-        self._say(f"{what} after {format_seconds(attempt.seconds)}: {value}{self._rest()}")
+        value = f"{self._sweep.metric} {format_metric(self._sweep.metric, process.value)}"
+        self._print_line(f"{title} after {format_seconds(process.seconds)}: {value}{self._summary()}")
 
-    def _rest(self) -> str:
-        """Best so far, how many are done, and about how long the others will take."""
-        trials = self._search.trials()
-        best = best_of(trials, self._sweep.goal)
+    def _summary(self) -> str:
+        """Return the best value so far, the number of trials done, and an estimate of the time left."""
+        best = best_of(self._search.trials(), self._sweep.goal)
         done = self.num_done()
-        words = "" if best is None else f"; best {shown(self._sweep.metric, best.value)} (trial {best.number})"
-        words += f"; {done} of {self._num_trials} done"
+        text = "" if best is None else f"; best {format_metric(self._sweep.metric, best.value)} (trial {best.number})"
+        text += f"; {done} of {self._num_trials} done"
         left = self._num_trials - done
         if left > 0:
-            rounds = left / min(self._num_slots, left)
-            words += f", about {format_seconds(rounds * sum(self._seconds) / len(self._seconds))} left"
-        return words
+            rounds = left / min(self._num_workers, left)
+            text += f", about {format_seconds(rounds * sum(self._seconds) / len(self._seconds))} left"
+        return text

@@ -1,7 +1,7 @@
-"""What a sweep file may say about one parameter: W&B's distributions, and the values they stand for.
+"""Search spaces of single parameters, read from the distributions of a W&B sweep file.
 
-A distribution is an `Interval` or a `Choice`. Both turn a number or an option that a search drew into
-the value of the setting, so that a search needs to know nothing but intervals and options.
+Each W&B distribution becomes an `Interval` or a `Choice`. Both turn the number or option drawn by a search into the
+value of the setting, so a search only has to draw from intervals and options.
 """
 
 import math
@@ -11,14 +11,14 @@ from itertools import accumulate
 from typing import Any, cast, get_args
 
 from cifar10_accel.errors import SettingsError, did_you_mean
-from cifar10_accel.trials import Parameter
+from cifar10_accel.runs.trial import Parameter
 
-INSIDE = 0.381966  # a place inside an interval that is no round number
+INSIDE = 0.381966  # fraction of an interval whose point is no round number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Numbers from `low` to `high`, drawn evenly or evenly on a log scale, rounded to multiples of `step` if given."""
+    """Numbers from `low` to `high`, uniform or log-uniform, rounded to multiples of `step` if there is one."""
 
     low: float
     high: float
@@ -27,7 +27,7 @@ class Interval:
     whole: bool = False
 
     def value(self, drawn: float) -> Parameter:
-        """The value that a drawn number stands for; always inside the bounds."""
+        """Return the setting's value for a drawn number, always within the bounds."""
         if self.whole:
             return int(drawn)
         if self.step is None:
@@ -37,12 +37,12 @@ class Interval:
         return int(rounded) if float(self.step).is_integer() else rounded
 
     def corners(self) -> list[Parameter]:
-        """Values that must be valid if all are: both ends, and one inside."""
+        """Return both bounds and a value between them; if these are valid, all values are."""
         inside = self.low + INSIDE * (self.high - self.low)
         return [self.value(place) for place in (self.low, inside, self.high)]
 
     def every_value(self) -> list[Parameter] | None:
-        """All values in order; None if there is no end of them."""
+        """Return all values in order; None for a continuous interval."""
         step = 1 if self.whole else self.step
         if step is None or self.log:
             return None
@@ -52,31 +52,31 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One of some values, all as likely, or as likely as `probabilities` says (which add up to 1)."""
+    """One of several values, equally likely or with the given probabilities (which sum to 1)."""
 
     values: tuple[Parameter, ...]
     probabilities: tuple[float, ...] | None = None
 
     def value(self, drawn: Any) -> Parameter:
-        """The value itself or, where probabilities are given, the one at this place between 0 and 1."""
+        """Return the drawn value itself or, with probabilities, the value at this quantile (0 to 1)."""
         if self.probabilities is None:
             return cast(Parameter, drawn)
         ends = list(accumulate(self.probabilities))[:-1]
         return self.values[sum(bool(drawn >= end) for end in ends)]
 
     def corners(self) -> list[Parameter]:
-        """Every value."""
+        """Return all values."""
         return list(self.values)
 
     def every_value(self) -> list[Parameter]:
-        """Every value, in the file's order."""
+        """Return all values, in the order of the file."""
         return list(self.values)
 
 
 Space = Interval | Choice
 
-# W&B's name -> the keys it takes besides `distribution`. The others of W&B (normal, beta, inv_log...) suit no
-# setting here: their tails leave every range.
+# W&B's name -> its keys besides `distribution`. W&B's other distributions (normal, beta, inv_log...) are left out:
+# their tails exceed the range of every setting.
 DISTRIBUTIONS = {
     "constant": ("value",),
     "categorical": ("values", "probabilities"),
@@ -92,7 +92,11 @@ DISTRIBUTIONS = {
 
 
 def read_space(name: str, given: Any) -> Space:
-    """The space of one parameter of a sweep file; a constant is a `Choice` of one. `SettingsError` names the fault."""
+    """Return the search space of one parameter of a sweep file; a constant is a `Choice` of one value.
+
+    Raises:
+        SettingsError: The distribution cannot be used; the message starts with the parameter's name.
+    """
     if not isinstance(given, Mapping):
         raise SettingsError(f"{name}: expected `value:`, `values:` or `min:` and `max:`, found {given!r}")
     if "parameters" in given:
@@ -104,7 +108,7 @@ def read_space(name: str, given: Any) -> Space:
         raise SettingsError(f"{name}: no distribution {distribution!r}{hint}; there are {', '.join(DISTRIBUTIONS)}")
     unknown = sorted(str(key) for key in given.keys() - {"distribution", *allowed})
     if unknown:
-        raise SettingsError(f"{name}: {unknown[0]!r} means nothing to {distribution}, which takes {', '.join(allowed)}")
+        raise SettingsError(f"{name}: {unknown[0]!r} is no key of {distribution}, which takes {', '.join(allowed)}")
     missing = [key for key in allowed if key not in given and key not in ("q", "probabilities")]
     if missing:
         raise SettingsError(f"{name}: {distribution} needs {' and '.join(missing)}")
@@ -114,7 +118,7 @@ def read_space(name: str, given: Any) -> Space:
 
 
 def _inferred(name: str, given: Mapping[str, Any]) -> str:
-    """The distribution W&B assumes where none is named."""
+    """Return the distribution that W&B assumes if none is given."""
     if "value" in given:
         return "constant"
     if "values" in given:
@@ -146,10 +150,10 @@ def _check_probabilities(name: str, probabilities: Any, *, count: int) -> None:
 
 def _interval(name: str, distribution: str, given: Mapping[str, Any]) -> Interval:
     low, high = (_number(name, key, given[key]) for key in ("min", "max"))
-    if distribution in ("log_uniform", "q_log_uniform"):  # here W&B's bounds are the natural logs of the values'
+    if distribution in ("log_uniform", "q_log_uniform"):  # whose bounds are natural logarithms
         low, high = math.exp(min(low, 700)), math.exp(min(high, 700))
     if low >= high:
-        raise SettingsError(f"{name}: min {given['min']} is not below max {given['max']}; swap or part them")
+        raise SettingsError(f"{name}: min {given['min']} is not below max {given['max']}; give a min below max")
     log, whole = "log_uniform" in distribution, distribution == "int_uniform"
     if log and low <= 0:
         raise SettingsError(f"{name}: min {given['min']} has no logarithm; give {distribution} a min above 0")
@@ -164,23 +168,23 @@ def _interval(name: str, distribution: str, given: Mapping[str, Any]) -> Interva
 def _number(name: str, key: str, value: Any) -> float:
     if type(value) in (int, float) and math.isfinite(value):
         return float(value)
-    _refuse_number_as_text(name, value)
+    _reject_number_as_text(name, value)
     raise SettingsError(f"{name}: {key} is {value!r}; give a number")
 
 
 def _scalar(name: str, value: Any) -> Parameter:
     if isinstance(value, list | Mapping):
-        raise SettingsError(f"{name}: {value!r} is no single value; write a list of words as one, like 'crop,flip'")
-    _refuse_number_as_text(name, value)
+        raise SettingsError(f"{name}: {value!r} is no single value; write a list as one text, like 'crop,flip'")
+    _reject_number_as_text(name, value)
     if not isinstance(value, get_args(Parameter)):
         raise SettingsError(
-            f"{name}: {value!r} is a {type(value).__name__}; give a number, a word, true, false or null"
+            f"{name}: {value!r} is a {type(value).__name__}; give a number, a text, true, false or null"
         )
     return cast(Parameter, value)
 
 
-def _refuse_number_as_text(name: str, value: Any) -> None:
-    """YAML's trap: 1e-5 without a point is text to the reader that W&B and this package use."""
+def _reject_number_as_text(name: str, value: Any) -> None:
+    """Raise `SettingsError` for text such as '1e-5': YAML 1.1 needs a decimal point in a number with an exponent."""
     try:
         number = float(value) if isinstance(value, str) else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where a sweep's record is kept: a journal file in its folder, or a database that many machines share."""
+"""Optuna storage of a sweep: a journal file in its folder, or a database shared by several machines."""
 
 import time
 import uuid
@@ -11,33 +11,34 @@ from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from cifar10_accel.errors import OutOfResourcesError, SettingsError
+from cifar10_accel.formatting import error_line
 
 JOURNAL = "journal.log"
 
 
 def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
-    """The storage at a URL, or the folder's journal, which is made if it is not there. `SettingsError` if it fails."""
+    """Open the storage at a URL or, without one, the journal file of the folder, which is created if missing.
+
+    Raises:
+        SettingsError: The database cannot be opened.
+    """
     if url is None:
         path = str(folder / JOURNAL)
         return optuna.storages.JournalStorage(JournalFileBackend(path, lock_obj=_KernelLock(path)))
     try:
         return optuna.storages.RDBStorage(url)
-    except Exception:  # one for each of many databases; also when two first runners make the same tables at once
+    except Exception:  # of each database's own type; also if two runners create the tables at the same time
         time.sleep(2)
     try:
         return optuna.storages.RDBStorage(url)
     except Exception as error:
         raise SettingsError(
-            f"storage: cannot be opened ({_first_line(error)}); give a URL like postgresql://user@host/base"
+            f"storage: cannot be opened ({error_line(error)}); give a URL like postgresql://user@host/base"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 class _KernelLock(JournalFileOpenLock):
-    """The journal's lock, freed by the kernel if its holder is killed; Optuna's own then holds all up for 30 s."""
+    """Lock of the journal file that the kernel releases if its holder is killed; Optuna's own blocks for 30 s then."""
 
     def __init__(self, path: str) -> None:
         self._lock = FileLock(f"{path}.lock")
@@ -50,8 +51,8 @@ class _KernelLock(JournalFileOpenLock):
         self._lock.release()
 
 
-def mark_of(folder: Path) -> str:
-    """The mark of a folder, the same for all who share it. Only under the folder's lock."""
+def folder_id(folder: Path) -> str:
+    """Return the folder's random id, the same for all runners that use the folder. Requires the folder's lock."""
     path = folder / ".mark"
     if not path.exists():
         path.write_text(uuid.uuid4().hex)
@@ -60,10 +61,10 @@ def mark_of(folder: Path) -> str:
 
 @contextmanager
 def storage_outage_explained() -> Iterator[None]:
-    """A storage that fails in the middle is the user's to mend, not a bug: one line."""
+    """Context that turns a storage failure, which is no bug, into a one-line `OutOfResourcesError`."""
     try:
         yield
     except optuna.exceptions.StorageInternalError as error:
         raise OutOfResourcesError(
-            f"storage: {_first_line(error)}; when it is back, the same command continues"
+            f"storage: {error_line(error)}; when it is back, the same command continues"
         ) from None

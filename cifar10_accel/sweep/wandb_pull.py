@@ -1,11 +1,11 @@
-"""The trials of a sweep that W&B ran, in the form in which local ones are kept."""
+"""Read the trials of a sweep that W&B ran."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from cifar10_accel.errors import InputError
-from cifar10_accel.trials import Parameter, State, Trial
-from cifar10_accel.wandb_api import connected
+from cifar10_accel.runs.trial import Parameter, State, SweepView, Trial
+from cifar10_accel.tracking.wandb_api import connected
 
 MAX_CURVE_POINTS = 1000  # W&B samples longer histories
 STATES: Mapping[str, State] = {
@@ -17,12 +17,13 @@ STATES: Mapping[str, State] = {
 }
 
 
-def pull(path: str) -> tuple[list[Trial], str, Literal["maximize", "minimize"]]:
-    """The trials of the sweep 'entity/project/sweep-id', the metric that it searches by, and its goal.
+def pull(path: str) -> SweepView:
+    """Return the sweep 'entity/project/sweep-id', its trials numbered from 0 in the order of their creation.
 
-    Trials are numbered from 0 in the order of their creation. What W&B's early termination or its stop
-    button ended counts as failed: W&B does not tell it from a crash. Raises `InputError` if there is no
-    such sweep, it searches by no metric, nobody is logged in, or the server does not answer.
+    Trials ended by W&B's early termination or stop button count as failed: W&B does not distinguish them from a crash.
+
+    Raises:
+        InputError: No such sweep, a sweep without metric, no login, or no connection to the server.
     """
     entity, project, sweep_id = _parts(path)
     with connected(path) as api:
@@ -30,16 +31,16 @@ def pull(path: str) -> tuple[list[Trial], str, Literal["maximize", "minimize"]]:
         runs = api.runs(f"{entity}/{project}", filters={"sweep": sweep_id}, order="+created_at", lazy=False)
         metric = config.get("metric", {})
         if "name" not in metric:
-            raise InputError(f"{path}: the sweep names no metric, so its trials cannot be compared")
+            raise InputError(f"{path}: the sweep has no metric, so its trials cannot be compared")
         searched = [name for name, given in config["parameters"].items() if "value" not in given]
         trials = [_trial(number, run, searched, metric["name"]) for number, run in enumerate(runs)]
-    return trials, metric["name"], metric.get("goal", "minimize")
+    return SweepView(title=path, metric=metric["name"], goal=metric.get("goal", "minimize"), trials=tuple(trials))
 
 
 def _parts(path: str) -> list[str]:
     parts = path.split("/")
     if len(parts) != 3 or not all(parts):
-        raise InputError(f"{path}: no sweep of W&B has this form; give entity/project/sweep-id")
+        raise InputError(f"{path}: not the path of a W&B sweep; give entity/project/sweep-id")
     return parts
 
 

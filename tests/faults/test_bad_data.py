@@ -1,14 +1,13 @@
-"""Data that is missing or damaged: exit 3 that names the file, what was expected and found, and what to do.
+"""Missing or damaged data: exit code 3 and a line with the file, what was expected and found, and the remedy.
 
-test_download.py has the servers that break off, lie or hang, two processes that fetch at once, and a fetching
-process that is killed; test_cifar10.py each kind of damage, wrong labels and shapes, and every kind of image.
+tests/data has faulty servers, concurrent and killed downloads, each kind of damage, and image files.
 """
 
 from pathlib import Path
 
 import pytest
-from conftest import TINY, flags, run_python
 from fault_table import OpenFault
+from training_commands import TINY, flags, run_python
 from trainings import TRAIN
 
 DATA = ("-m", "cifar10_accel", "data")
@@ -51,7 +50,7 @@ def test_damaged_files(tmp_path: Path, fault: OpenFault) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("dataset", ["cifar10", "auto"])
 def test_training_on_damaged_files(dataset: str, tmp_path: Path, fault: OpenFault) -> None:
-    """Also under auto, which may not hide damage behind the synthetic set."""
+    """Also with `auto`, which must not replace a damaged data set by the synthetic one."""
     (tmp_path / "cifar-10-batches-py").mkdir()
     for name in BATCHES:
         (tmp_path / "cifar-10-batches-py" / name).write_bytes(b"not a batch")

@@ -1,14 +1,14 @@
-"""Settings that cannot be: exit 2 and one line with name, value seen and what is allowed; never ignored.
+"""Invalid settings: exit code 2 and one line with name, value and what is allowed; never ignored.
 
-test_settings.py tries more values in this process, test_cli.py that these answers come without importing torch.
+tests/test_settings.py has more values, in one process.
 """
 
 import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY, flags, run_python
 from fault_table import OpenFault
+from training_commands import TINY, flags, run_python
 from trainings import TRAIN
 
 COMMAND_LINE = ("-m", "cifar10_accel", "train")
@@ -32,12 +32,12 @@ COMMAND_LINE = ("-m", "cifar10_accel", "train")
         ("--batch-size=0", "batch_size: '0' is wrong: input should be greater than or equal to 1"),
         ("--momentum=1.0", "momentum: '1.0' is wrong: input should be less than 1"),
         ("--nesterov=perhaps", "nesterov: 'perhaps' is wrong"),
-        ("--recipe=resnet25", "recipe: no recipe 'resnet25' (did you mean 'resnet24'?)"),
+        ("--recipe=resnet25", "recipe: no recipe 'resnet25' (did you mean 'resnet9'?)"),
         ("--max-lrr=1", "No such option '--max-lrr'. (Did you mean one of: '--max-lr'"),
         ("--max-lr", "Option '--max-lr' requires an argument"),
         ("max_lr=0.1", "Got unexpected extra argument (max_lr=0.1)"),
     ],
-)  # fmt: skip
+)
 def test_value(flag: str, message: str, tmp_path: Path, fault: OpenFault) -> None:
     with fault(f"setting {flag}", expected="one line: name, value, what is allowed", code=2) as ended:
         ended(run_python(*COMMAND_LINE, flag, cwd=tmp_path), message)
@@ -73,9 +73,9 @@ def test_recipe_file(name: str, content: bytes | None, message: str, tmp_path: P
 
 @pytest.mark.parametrize(("name", "content"), [("empty", ""), ("max_lr: 1e-3", "max_lr: 1e-3\nweight_decay: 5e-4\n")])
 def test_recipe_file_that_is_accepted(name: str, content: str, tmp_path: Path, fault: OpenFault) -> None:
-    """Shown by the wrong flag beside it, which is then the only thing to be said."""
+    """Shown by an invalid flag beside it, which is then the only error."""
     (tmp_path / "mine.yaml").write_text(content)
-    with fault(f"recipe file: {name}", expected="accepted (another wrong flag is all that is said)", code=2) as ended:
+    with fault(f"recipe file: {name}", expected="accepted (another invalid flag is the only error)", code=2) as ended:
         done = run_python(*COMMAND_LINE, "--recipe=mine.yaml", "--momentum=7", cwd=tmp_path)
         ended(done, "error: momentum: '7'")
         assert done.stderr.count("\n") == 1, done.stderr
@@ -98,23 +98,23 @@ def test_unknown_environment_variable(tmp_path: Path, fault: OpenFault) -> None:
         (["--recipe=smoke", "--run-dir=/proc/x"], 2, "run_dir: /proc/x cannot be written"),
     ],
 )
-def test_what_only_data_or_machine_can_tell(
+def test_value_that_is_invalid_for_this_data_or_machine(
     args: list[str], code: int, message: str, tmp_path: Path, fault: OpenFault
 ) -> None:
-    with fault(f"setting {args[-1]}", expected="one line before the first update, nothing written", code=code) as ended:
+    with fault(f"setting {args[-1]}", expected="one line before the first step, nothing written", code=code) as ended:
         ended(run_python(*COMMAND_LINE, *args, "--tracker=none", cwd=tmp_path), message)
         assert list(tmp_path.iterdir()) in ([], [tmp_path / "home"])
 
 
 @pytest.mark.long
 def test_settings_of_a_run_in_a_folder(tmp_path: Path, fault: OpenFault) -> None:
-    """What decides the weights must stay; the rest may change, and the folder says what it is now."""
+    """Settings that affect the weights must stay; the others may change and are recorded in the folder."""
     args = flags(TINY | {"run_dir": "run"})
     assert run_python(*TRAIN, *args, "--max-steps=2", cwd=tmp_path).returncode == 0
     with fault("other model, seed and batch size in a run folder", expected="lists the differences", code=2) as ended:
         done = run_python(*TRAIN, *args, "--seed=1", "--width=8", "--batch-size=30", cwd=tmp_path)
         ended(done, "width 4 -> 8; batch_size 60 -> 30; seed 0 -> 1")
-    # More epochs are another curve of the LR, so another run; only a curve that was cut short is continued.
+    # More epochs are another LR schedule, so another run; `max_steps` stops one early, to be continued.
     with fault("more epochs in a run folder", expected="refused: it is another LR curve", code=2) as ended:
         ended(run_python(*TRAIN, *args, "--epochs=4", cwd=tmp_path), "epochs 3 -> 4")
     with fault(

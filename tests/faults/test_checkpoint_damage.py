@@ -1,7 +1,7 @@
-"""Checkpoints that are not what they should be: the one before is used and said; never a silent new start.
+"""Damaged checkpoints: the previous one is used, with a warning; never a silent new start.
 
-test_checkpoint.py tries each kind of damage on the files alone. Names in a checkpoint never carry a prefix of
-torch.compile or DDP: the net is saved as it was built.
+tests/runs/test_checkpoint.py has each kind of damage without a training. Names in a checkpoint never have a prefix of
+torch.compile or DDP, because the plain model is saved.
 """
 
 import json
@@ -10,26 +10,26 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY, flags, run_python
 from fault_table import Count, OpenFault, Straight
+from training_commands import TINY, flags, run_python
 from trainings import TRAIN, assert_same_bits
 
 
 def truncate(path: Path) -> None:
-    """As by a disk that was full."""
+    """As by a full disk."""
     weights = path / "model.safetensors"
     os.truncate(weights, weights.stat().st_size // 2)
 
 
 def flip_a_bit(path: Path) -> None:
-    """As by a disk that forgets."""
+    """As by a failing disk."""
     content = bytearray((path / "training.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (path / "training.pt").write_bytes(content)
 
 
 def remove_the_manifest(path: Path) -> None:
-    """As by a copy that was cut off."""
+    """As by an incomplete copy."""
     (path / "manifest.json").unlink()
 
 
@@ -54,7 +54,7 @@ DAMAGES = {
 }
 
 
-STOPPED = TINY | {"max_steps": 13}  # leaves checkpoints of updates 12 and 13
+STOPPED = TINY | {"max_steps": 13}  # leaves checkpoints of steps 12 and 13
 
 
 @pytest.mark.long
@@ -73,7 +73,7 @@ def test_newest_damaged(damage, straight: Straight, tmp_path: Path, fault: OpenF
 
 
 @pytest.mark.long
-def test_all_damaged_and_another_net(straight: Straight, tmp_path: Path, fault: OpenFault) -> None:
+def test_all_damaged_and_another_model(straight: Straight, tmp_path: Path, fault: OpenFault) -> None:
     """There is no switch that starts anew over damaged checkpoints: deleting the folder, as the message says, is it."""
     shutil.copytree(straight(STOPPED), tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -83,7 +83,7 @@ def test_all_damaged_and_another_net(straight: Straight, tmp_path: Path, fault: 
         settings = (tmp_path / "run" / "settings.yaml").read_text()
         (tmp_path / "run" / "settings.yaml").write_text(settings.replace("width: 4", "width: 8"))
         done = run_python("-m", "cifar10_accel", "evaluate", "run", cwd=tmp_path)
-        ended(done, "there but (", "in this model; use the settings the run was made with")
+        ended(done, "there but (", "in this model; use the settings of that run")
         assert done.stderr.count("\n") == 1
         (tmp_path / "run" / "settings.yaml").write_text(settings)
     for path in checkpoints.iterdir():
@@ -91,11 +91,11 @@ def test_all_damaged_and_another_net(straight: Straight, tmp_path: Path, fault: 
     before = sorted(path.name for path in tmp_path.rglob("*"))
     args = flags(TINY | {"run_dir": "run"})
     for command in ((*TRAIN, *args), ("-m", "cifar10_accel", "evaluate", "run")):
-        verb = command[1].removeprefix("cifar10_accel.").replace("cifar10_accel", "evaluate")
+        name = command[1].removeprefix("cifar10_accel.").replace("cifar10_accel", "evaluate")
         with fault(
-            f"all checkpoints damaged, {verb}", expected="says so and stops; no silent new start", code=3
+            f"all checkpoints damaged, {name}", expected="says so and stops; no silent new start", code=3
         ) as ended:
-            ended(run_python(*command, cwd=tmp_path), "no checkpoint is whole (step-000012, step-000013); delete")
+            ended(run_python(*command, cwd=tmp_path), "every checkpoint is damaged (step-000012, step-000013); delete")
             assert sorted(path.name for path in tmp_path.rglob("*")) == before
     with fault("evaluate of a folder without a checkpoint", expected="one line", code=3) as ended:
         shutil.rmtree(checkpoints)

@@ -1,22 +1,22 @@
-"""A disk that fills up: what was saved stays whole, training goes on as long as that makes sense."""
+"""A full disk: saved files stay complete, and training goes on until its last checkpoint fails."""
 
 import resource
 from pathlib import Path
 
 import pytest
-from conftest import TINY, flags, run_python
 from fault_table import Count, OpenFault, Straight
+from training_commands import TINY, flags, run_python
 from trainings import TRAIN, assert_same_bits, finished, started, status_of
 
-from cifar10_accel import checkpoint
+from cifar10_accel.runs import checkpoint
 
-PLANTED = str(Path(__file__).parent / "planted.py")
+PLANTED = str(Path(__file__).parent.parent / "support" / "planted.py")
 LARGEST_FILE = 20_000  # bytes: metrics fit, weights do not
 
 
 @pytest.mark.long
 def test_disk_full_while_saving(tmp_path: Path, fault: OpenFault, count: Count, straight: Straight) -> None:
-    """A limit on the size of files, which needs no rights; torch and safetensors meet it in their own ways."""
+    """Simulated by a limit on the size of files, which needs no privileges."""
     args = flags(TINY)
     run = tmp_path / "run"
     assert run_python(PLANTED, "nan_pixels@9", *args, "--run-dir=run", cwd=tmp_path).returncode == 4  # leaves one

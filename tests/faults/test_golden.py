@@ -1,4 +1,4 @@
-"""Thirty losses on a CPU, exactly as recorded: a change of numerics is never silent.
+"""Thirty losses on a CPU must equal the recorded ones exactly, so that no change of the numerics goes unnoticed.
 
     RECORD_GOLDEN=1 python -m pytest tests/faults/test_golden.py
 
@@ -16,16 +16,16 @@ import torch
 from fault_table import OpenFault, Straight
 from trainings import SLOWER
 
-from cifar10_accel.metrics_log import read_metrics
+from cifar10_accel.runs.metrics_jsonl import read_metrics
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "loss_cpu.json"
 NUM_LOSSES = 30
-SAME_EVERYWHERE = 3  # losses until rounding, which each kind of machine does its own way, has grown to see
+SAME_EVERYWHERE = 3  # losses before differences in rounding between machines become visible
 TOLERANCE = 1e-4
 
 
 def machine() -> str:
-    """What the last digits of a loss depend on besides this code."""
+    """Return the properties of the machine that the last digits of a loss depend on."""
     version = ".".join(torch.__version__.split(".")[:2])
     name = torch.cpu.get_capabilities().get("cpu_name", "unnamed CPU")
     return f"torch {version} {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {name} 1 thread"
@@ -53,8 +53,8 @@ def test_losses_are_the_recorded_ones(straight: Straight, fault: OpenFault) -> N
 
 @pytest.mark.long
 @pytest.mark.parametrize("changes", [{"momentum": 0.9001}, {"crop_padding": 3}], ids=str)
-def test_it_can_fail(changes: dict[str, float], straight: Straight) -> None:
-    """Small changes are seen, and soon enough also on a machine without a record."""
+def test_small_changes_are_detected(changes: dict[str, float], straight: Straight) -> None:
+    """Small changes of the settings change the losses, also within those compared without a record."""
     changed, known = losses_of(straight(SLOWER | changes | {"max_steps": 30})), losses_of(straight(SLOWER))
     assert changed != known
     if "momentum" not in changes:

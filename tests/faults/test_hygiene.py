@@ -1,7 +1,4 @@
-"""Surroundings that are not what one would wish: the run does the same, or says in one line what is wrong.
-
-No setting asks for CUDA, so it cannot be asked for in vain: a run takes the accelerator there is.
-"""
+"""Unusual environments: the run gives the same result, or ends with an error of one line."""
 
 import os
 import signal
@@ -11,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TINY, flags, run_python
 from fault_table import Count, OpenFault, Straight
+from training_commands import REPOSITORY, TINY, flags, run_python
 from trainings import (
     SLOWER,
     TRAIN,
@@ -22,14 +19,14 @@ from trainings import (
     started,
     status_of,
     wait_for_step,
-)  # fmt: skip
+)
 
 from cifar10_accel.errors import InputError
 from cifar10_accel.recipes import recipe_names
 from cifar10_accel.settings import Settings
-from cifar10_accel.train import train
+from cifar10_accel.train import fit
 
-# Replaces the wall clock of every process that finds it: each look at it is a minute earlier than the one before.
+# Replaces the wall clock of every process that imports it: each reading is a minute earlier than the previous one.
 BACKWARDS = """
 import itertools, time
 now, minutes = time.time(), itertools.count()
@@ -40,7 +37,7 @@ time.time_ns = lambda: int(time.time() * 1e9)
 
 @pytest.mark.long
 def test_odd_surroundings_change_no_bit(tmp_path: Path, fault: OpenFault, count: Count, straight: Straight) -> None:
-    """Four at once, because each of them may only do nothing."""
+    """Four at once, because none of them may have an effect."""
     args = flags(TINY)
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(BACKWARDS)
@@ -55,7 +52,7 @@ def test_odd_surroundings_change_no_bit(tmp_path: Path, fault: OpenFault, count:
 
 @pytest.mark.long
 def test_stdout_closed_by_its_reader(tmp_path: Path, fault: OpenFault) -> None:
-    """As after `| head -1`: nobody reads on, and the training is worth more than its words."""
+    """As after `| head -1`: the training continues without output."""
     with fault("training | head -1", expected="trains to the end", code=0) as ended:
         with started(tmp_path, *flags(TINY | {"run_dir": "run"})) as process:
             assert process.stdout is not None
@@ -66,7 +63,7 @@ def test_stdout_closed_by_its_reader(tmp_path: Path, fault: OpenFault) -> None:
         assert status_of(tmp_path / "run")["state"] == "finished"
 
 
-def test_words_closed_by_their_reader(tmp_path: Path, fault: OpenFault) -> None:
+def test_output_of_a_command_closed_by_its_reader(tmp_path: Path, fault: OpenFault) -> None:
     with fault("recipes | head -1", expected="no traceback", code="any"):
         command = f"{sys.executable} -m cifar10_accel recipes | head -1"
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -93,7 +90,7 @@ def test_loader_worker_killed(tmp_path: Path, fault: OpenFault, count: Count, st
         with started(tmp_path, *args, "--run-dir=run") as process:
             wait_for_step(process, run, 30)
             workers = children_of(process.pid)
-            for worker in workers:  # so that the loop is waiting for them when it happens
+            for worker in workers:  # so that the loop waits for them when one is killed
                 os.kill(worker, signal.SIGSTOP)
             time.sleep(1)
             os.kill(workers[0], signal.SIGKILL)
@@ -109,10 +106,10 @@ def test_loader_worker_killed(tmp_path: Path, fault: OpenFault, count: Count, st
 
 @pytest.mark.long
 def test_loader_worker_killed_for_want_of_memory(tmp_path: Path, fault: OpenFault) -> None:
-    """The usual reason why a system kills one."""
+    """The usual reason why the kernel kills a worker."""
     args = flags(SLOWER | {"augment_backend": "albumentations", "num_workers": 2, "run_dir": "run"})
     with (
-        fault("kill -9 to a loader worker: what is said", expected="one line: worker, memory, remedy", code=5) as ended,
+        fault("kill -9 to a loader worker: message", expected="one line: worker, memory, remedy", code=5) as ended,
         started(tmp_path, *args) as process,
     ):
         wait_for_step(process, tmp_path / "run", 5)
@@ -122,7 +119,7 @@ def test_loader_worker_killed_for_want_of_memory(tmp_path: Path, fault: OpenFaul
 
 @pytest.mark.long
 def test_range_test_that_diverges(tmp_path: Path, fault: OpenFault) -> None:
-    """test_lr_range.py has the curves; this is the command, and that it touches no run."""
+    """The command itself; it must not create a run folder."""
     with fault("lr-range that diverges at once", expected="no suggestion, and why; no run folder", code=0) as ended:
         args = ["--start-lr=500", "--end-lr=1000", "--steps=12", "--out=curve"]
         done = run_python("-m", "cifar10_accel", "lr-range", *flags(TINY), *args, "--logit-scale=1e30", cwd=tmp_path)
@@ -130,14 +127,14 @@ def test_range_test_that_diverges(tmp_path: Path, fault: OpenFault) -> None:
         assert sorted(path.name for path in tmp_path.iterdir()) in (["curve"], ["curve", "home"])
 
 
-def test_a_refused_run_gives_its_folder_free(tmp_path: Path, fault: OpenFault) -> None:
-    """In Python, where the error may be kept, as notebooks do, while the same process tries again."""
+def test_a_refused_run_releases_its_folder(tmp_path: Path, fault: OpenFault) -> None:
+    """In Python, where the error may be kept (as by notebooks) while the same process tries again."""
     settings = Settings(**(TINY | {"run_dir": tmp_path / "run", "max_steps": 1, "precision": "no"}))
     damaged = tmp_path / "run" / "checkpoints" / "step-000001"
     damaged.mkdir(parents=True)
-    with fault("refused before the first update, tried again in Python", expected="it trains", code="-"):
-        with pytest.raises(InputError, match="no checkpoint is whole") as kept:
-            train(settings)
+    with fault("refused before the first step, tried again in Python", expected="it trains", code="-"):
+        with pytest.raises(InputError, match="every checkpoint is damaged") as kept:
+            fit(settings)
         damaged.rmdir()
-        assert train(settings)["step"] == 1
+        assert fit(settings)["step"] == 1
         assert kept.value.exit_code == 3

@@ -1,4 +1,4 @@
-"""kill -9 at any moment, then the same command again: the end has the bits of a run that was left alone."""
+"""kill -9 at any moment, then the same command again: it ends with the bits of an uninterrupted run."""
 
 import os
 import random
@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, flags, run_python
 from fault_table import Count, OpenFault, Straight
+from training_commands import TINY, flags, run_python
 from trainings import LAST_STEP, SLOWER, TRAIN, assert_same_bits, kill, started, status_of, wait_for_step, wait_until
 
-from cifar10_accel.metrics_log import read_metrics
+from cifar10_accel.runs.metrics_jsonl import read_metrics
 
-PLANTED = str(Path(__file__).parent / "planted.py")
-OFTEN = {"checkpoint_every": 0.3}  # every eight updates
-SEED = int(os.environ.get("FAULTS_SEED", "0"))  # of the moments of the kills
+PLANTED = str(Path(__file__).parent.parent / "support" / "planted.py")
+OFTEN = {"checkpoint_every": 0.3}  # every eight steps
+SEED = int(os.environ.get("FAULTS_SEED", "0"))  # of the random moments of the kills
 
 
-def assert_every_update_logged_once(run_dir: Path) -> None:
+def assert_every_step_logged_once(run_dir: Path) -> None:
     steps = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl") if "lr" in line]
     assert steps == list(range(1, LAST_STEP + 1))
 
 
 def test_one_kill(tmp_path: Path, fault: OpenFault, count: Count, straight: Straight) -> None:
-    """The quick one; the others are below."""
+    """A quick variant of the tests below."""
     args = flags(SLOWER | OFTEN)
     with fault("kill -9 in the middle of an epoch", expected="resumes; ends with the same bits", code=0) as ended:
         with started(tmp_path, *args, "--run-dir=killed") as process:
@@ -34,28 +34,52 @@ def test_one_kill(tmp_path: Path, fault: OpenFault, count: Count, straight: Stra
         assert status_of(tmp_path / "killed")["state"] == "running"
         ended(run_python(*TRAIN, *args, "--run-dir=killed", cwd=tmp_path), "resuming from killed/checkpoints/step-0000")
         count("bits compared", assert_same_bits(straight(SLOWER), tmp_path / "killed"))
-        assert_every_update_logged_once(tmp_path / "killed")
+        assert_every_step_logged_once(tmp_path / "killed")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "num_processes", "program", "changes"),
     [
-        ("Muon on a whitened speednet, small images first", 1, TRAIN,
-         {"model": "speednet", "whitening": True, "identity_init": True, "norm_scale": False, "optimizer": "muon",
-          "low_res_fraction": 0.5}),
+        (
+            "Muon on a whitened airbench94, small images first",
+            1,
+            TRAIN,
+            {
+                "model": "airbench94",
+                "whitening": True,
+                "identity_init": True,
+                "norm_scale": False,
+                "optimizer": "muon",
+                "low_res_fraction": 0.5,
+            },
+        ),
         ("two processes", 2, TRAIN, {}),
-        ("averaged weights, Albumentations in two workers", 1, TRAIN,
-         {"ema_decay": 0.9, "augment_backend": "albumentations", "num_workers": 2}),
-        ("adamw, accumulation, kills inside a save", 1, (PLANTED, "slow_save"),
-         {"optimizer": "adamw", "max_lr": 0.01, "grad_accum_steps": 2}),
+        (
+            "averaged weights, Albumentations in two workers",
+            1,
+            TRAIN,
+            {"ema_decay": 0.9, "augment_backend": "albumentations", "num_workers": 2},
+        ),
+        (
+            "adamw, accumulation, kills inside a save",
+            1,
+            (PLANTED, "slow_save"),
+            {"optimizer": "adamw", "max_lr": 0.01, "grad_accum_steps": 2},
+        ),
     ],
-)  # fmt: skip
+)
 def test_twenty_kills(
-    name: str, num_processes: int, program: tuple[str, ...], changes: dict[str, Any],
-    tmp_path: Path, fault: OpenFault, count: Count, straight: Straight,
-) -> None:  # fmt: skip
-    """Five for each kind of run, at random updates (and inside the next save, at a random moment of it)."""
+    name: str,
+    num_processes: int,
+    program: tuple[str, ...],
+    changes: dict[str, Any],
+    tmp_path: Path,
+    fault: OpenFault,
+    count: Count,
+    straight: Straight,
+) -> None:
+    """Five for each kind of run, at random steps (or at a random moment of the next save)."""
     args = flags(SLOWER | OFTEN | changes)
     moments = random.Random(f"{SEED} {name}")
     killed = tmp_path / "killed"
@@ -73,7 +97,7 @@ def test_twenty_kills(
             count("of them inside a save", len(list(killed.glob("checkpoints/*.tmp"))))
         ended(run_python(*TRAIN, *args, "--run-dir=killed", cwd=tmp_path, num_processes=num_processes), "resuming from")
         count("bits compared", assert_same_bits(straight(SLOWER | changes, num_processes=num_processes), killed))
-        assert_every_update_logged_once(killed)
+        assert_every_step_logged_once(killed)
         assert not list(killed.glob("checkpoints/*.tmp"))
 
 

@@ -1,7 +1,6 @@
-"""Ranks that die or hang: all end together within a bounded time, nothing is left running, the run continues.
+"""Ranks that die or hang: all end within a bounded time, no process is left, the run can be continued.
 
-test_distributed.py has the rest of what several processes promise: the order and pixels of one process, an exact
-evaluation on any number of ranks, a batch size that cannot be shared, a run of two that goes on on one.
+tests/training/test_distributed.py has the other properties of runs on several processes.
 """
 
 import os
@@ -10,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, flags, run_python
 from fault_table import Count, OpenFault, Straight
+from training_commands import TINY, flags, run_python
 from trainings import (
     SLOWER,
     TRAIN,
@@ -21,15 +20,15 @@ from trainings import (
     started,
     status_of,
     wait_for_step,
-)  # fmt: skip
+)
 
-PLANTED = str(Path(__file__).parent / "planted.py")
+PLANTED = str(Path(__file__).parent.parent / "support" / "planted.py")
 OFTEN = {"checkpoint_every": 0.3}
 LIMIT_SECONDS = 60
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, and it is no zombie."""
+    """Return whether the process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -76,9 +75,12 @@ def test_one_rank_hangs(tmp_path: Path, fault: OpenFault) -> None:
     run = tmp_path / "run"
     with fault("one rank of two hangs", expected="all end by timeout, no orphan", code=1):
         hanging = started(
-            tmp_path, *flags(TINY | {"run_dir": run, "collective_timeout": 10}), program=(PLANTED, "hang@9"),
-            num_processes=2, environment={"FAULT_RANK": "1"},
-        )  # fmt: skip
+            tmp_path,
+            *flags(TINY | {"run_dir": run, "collective_timeout": 10}),
+            program=(PLANTED, "hang@9"),
+            num_processes=2,
+            environment={"FAULT_RANK": "1"},
+        )
         with hanging as process:
             wait_for_step(process, run, 8)
             ranks, start = children_of(process.pid), time.monotonic()
@@ -89,7 +91,7 @@ def test_one_rank_hangs(tmp_path: Path, fault: OpenFault) -> None:
 
 
 @pytest.mark.long
-def test_another_number_of_processes_is_said(tmp_path: Path, fault: OpenFault) -> None:
+def test_another_number_of_processes_is_reported(tmp_path: Path, fault: OpenFault) -> None:
     args = flags(TINY | {"run_dir": "run"})
     assert run_python(*TRAIN, *args, "--max-steps=8", cwd=tmp_path, num_processes=2).returncode == 0
     with fault(

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: saved at the next update, exit code 143 or 130, and the same command continues."""
+"""SIGTERM and SIGINT: saved after the next step, exit code 143 or 130, and the same command continues."""
 
 import os
 import signal
@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import flags, run_python
 from fault_table import Count, OpenFault, Straight
+from training_commands import flags, run_python
 from trainings import (
     LAST_STEP,
     SLOWER,
@@ -21,18 +21,18 @@ from trainings import (
     wait_until,
 )
 
-from cifar10_accel import checkpoint
-from cifar10_accel.metrics_log import read_metrics
+from cifar10_accel.runs import checkpoint
+from cifar10_accel.runs.metrics_jsonl import read_metrics
 
-PLANTED = str(Path(__file__).parent / "planted.py")
+PLANTED = str(Path(__file__).parent.parent / "support" / "planted.py")
 IN_WORKERS = SLOWER | {"augment_backend": "albumentations", "num_workers": 2}
-HANG_SECONDS = 60  # the promise is ten; a busy machine may need more
+HANG_SECONDS = 60  # it takes less than ten; a busy machine may need more
 
 
 def test_sigterm_to_the_process_group(tmp_path: Path, fault: OpenFault) -> None:
     """Loader workers get it too, as from Ctrl-C or a batch system."""
     with fault(
-        "SIGTERM to the group, two loader workers", expected="saved at the next update, no traceback", code=143
+        "SIGTERM to the group, two loader workers", expected="saved after the next step, no traceback", code=143
     ) as ended:
         with started(tmp_path, *flags(IN_WORKERS | {"run_dir": "run"})) as process:
             wait_for_step(process, tmp_path / "run", 5)
@@ -76,16 +76,16 @@ def test_a_second_signal_does_not_wait(tmp_path: Path, fault: OpenFault) -> None
             start = time.monotonic()
             ended(finished(process, timeout=HANG_SECONDS))
         assert time.monotonic() - start < 10
-        assert any(run.glob("checkpoints/*.tmp")), "it was allowed to finish"
+        assert any(run.glob("checkpoints/*.tmp")), "the save was allowed to finish"
         assert checkpoint.newest(run / "checkpoints") == run / "checkpoints" / "step-000026"
 
 
 @pytest.mark.long
 def test_sigterm_to_one_rank_of_two(tmp_path: Path, fault: OpenFault, count: Count, straight: Straight) -> None:
-    """The launcher flattens the ranks' 143 to 1; status.json does not."""
+    """The launcher turns the ranks' 143 into 1; status.json has the original."""
     args = flags(SLOWER)
     run = tmp_path / "run"
-    with fault("SIGTERM to one rank of two", expected="both stop at the same update, same bits after", code=1):
+    with fault("SIGTERM to one rank of two", expected="both stop at the same step, same bits after", code=1):
         with started(tmp_path, *args, "--run-dir=run", num_processes=2) as process:
             wait_for_step(process, run, 5)
             os.kill(children_of(process.pid)[-1], signal.SIGTERM)
@@ -94,6 +94,6 @@ def test_sigterm_to_one_rank_of_two(tmp_path: Path, fault: OpenFault, count: Cou
         assert done.stderr.count("the same command continues") == 1, done.stderr
         assert (status_of(run)["state"], status_of(run)["exit_code"]) == ("preempted", 143)
         (saved,) = (run / "checkpoints").iterdir()
-        assert f"after update {int(saved.name.removeprefix('step-'))} of {LAST_STEP}" in done.stderr
+        assert f"after step {int(saved.name.removeprefix('step-'))} of {LAST_STEP}" in done.stderr
         assert run_python(*TRAIN, *args, "--run-dir=run", cwd=tmp_path, num_processes=2).returncode == 0
         count("bits compared", assert_same_bits(straight(SLOWER, num_processes=2), run))

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, flags, run_python
 from fault_table import OpenFault
 from official_files import archive_of, use_small_files, write
 from PIL import Image
+from training_commands import REPOSITORY, TINY, flags, run_python
 
-from cifar10_accel import checkpoint
-from cifar10_accel.data import official
+from cifar10_accel.data import cifar10_files
 from cifar10_accel.errors import InputError
-from cifar10_accel.predictions import Predictions
+from cifar10_accel.runs import checkpoint
+from cifar10_accel.runs.predictions import Predictions
 from cifar10_accel.settings import Settings
 
 RUNS_NOTHING = "refused; the planted command never runs"
@@ -30,19 +30,20 @@ from pathlib import Path
 import pytest
 from official_files import use_small_files
 from cifar10_accel import cli
-from cifar10_accel.data import download, official
+from cifar10_accel.data import download
+from cifar10_accel.data import cifar10_files
 use_small_files(pytest.MonkeyPatch())
 archive = Path("data", download.ARCHIVE.name)
 if archive.exists():
     download.ARCHIVE = replace(download.ARCHIVE, digest=hashlib.md5(archive.read_bytes()).hexdigest())
-for path in Path("data", official.PICKLED.folder).glob("*"):
-    official.PICKLED.digests[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
+for path in Path("data", cifar10_files.PICKLED.folder).glob("*"):
+    cifar10_files.PICKLED.digests[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
 cli.main(sys.argv[1:])
 """
 
 
 class Touch:
-    """A pickle of it makes a file when it is loaded."""
+    """Object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,20 +60,21 @@ def marker(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder with one checkpoint, as a stranger may have sent it."""
+    """A run folder with one checkpoint, as someone else may have sent it."""
     settings = Settings(**(TINY | {"dataset": "synthetic", "precision": "no"}))
-    state = checkpoint.State(step=1, model={"w": torch.zeros(2)}, average=None, training={"optimizer": {}})
+    state = checkpoint.CheckpointData(step=1, model={"w": torch.zeros(2)}, average=None, training={"optimizer": {}})
     checkpoint.save(tmp_path / "run" / "checkpoints", state, keep=2)
     (tmp_path / "run" / "settings.yaml").write_text(settings.to_yaml())
     return tmp_path / "run"
 
 
 def vouch(path: Path, **changes: Any) -> None:
-    """Lets the manifest of a checkpoint say what its files are now."""
+    """Write a manifest that matches the present files of a checkpoint."""
     files = {
         file.name: {"bytes": file.stat().st_size, "sha256": checkpoint._sha256(file)}
-        for file in path.iterdir() if file.name != "manifest.json"
-    }  # fmt: skip
+        for file in path.iterdir()
+        if file.name != "manifest.json"
+    }
     (path / "manifest.json").write_text(json.dumps({"format_version": 1, "step": 1, "files": files} | changes))
 
 
@@ -99,7 +101,7 @@ def test_pickle_in_a_checkpoint(name: str, run: Path, marker: Path, tmp_path: Pa
     ],
 )
 def test_manifest_that_lies(name: str, changes: dict[str, Any], run: Path, fault: OpenFault) -> None:
-    """In this process: what refuses it is the same for every command."""
+    """In this process: every command reads checkpoints with the same function."""
     path = run / "checkpoints" / "step-000001"
     vouch(path, **changes)
     if name == "no files":
@@ -131,14 +133,14 @@ def test_pickle_as_predictions(content: str, marker: Path, tmp_path: Path, fault
 def test_pickle_as_cifar_batch(
     is_vouched_for: bool, marker: Path, tmp_path: Path, fault: OpenFault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = use_small_files(monkeypatch)[official.PICKLED.folder]
+    files = use_small_files(monkeypatch)[cifar10_files.PICKLED.folder]
     files["data_batch_2"] = pickle.dumps({b"labels": Touch(marker), b"data": None}, protocol=4)
-    write(tmp_path / "data" / official.PICKLED.folder, files)
+    write(tmp_path / "data" / cifar10_files.PICKLED.folder, files)
     how = "with the right digest" if is_vouched_for else "with another digest"
     with fault(f"malicious pickle as CIFAR batch, {how}", expected=RUNS_NOTHING, code=3) as ended:
         if is_vouched_for:
             done = run_vouched("train", *flags(TINY | {"dataset": "cifar10"}), cwd=tmp_path)
-            ended(done, "data_batch_2: is no CIFAR-10 batch (UnpicklingError: it asks for pathlib.")
+            ended(done, "data_batch_2: is not a CIFAR-10 batch (UnpicklingError: it refers to pathlib.")
         else:
             done = run_python("-m", "cifar10_accel", "data", "verify", cwd=tmp_path)
             ended(done, "damaged, MD5 is")
@@ -158,14 +160,18 @@ def test_pickle_as_cifar_batch(
     ids=["parent", "parent inside", "absolute", "symbolic link", "hard link"],
 )
 def test_archive_member(
-    name: str, kind: bytes, request: pytest.FixtureRequest, tmp_path: Path, fault: OpenFault,
+    name: str,
+    kind: bytes,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    fault: OpenFault,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Even when the archive's digest vouches for it."""
     member = tarfile.TarInfo(name.format(tmp_path=tmp_path))
     member.type, member.linkname = kind, "" if kind == tarfile.REGTYPE else "../../evil"
     member.size = 4 if kind == tarfile.REGTYPE else 0
-    files = use_small_files(monkeypatch)[official.PICKLED.folder]
+    files = use_small_files(monkeypatch)[cifar10_files.PICKLED.folder]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cifar-10-python.tar.gz").write_bytes(archive_of(files, member))
     with fault(
@@ -181,7 +187,7 @@ def test_archive_member(
 @pytest.mark.long
 def test_archive_without_evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The archive of the tests above is taken when nothing is added to it."""
-    files = use_small_files(monkeypatch)[official.PICKLED.folder]
+    files = use_small_files(monkeypatch)[cifar10_files.PICKLED.folder]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cifar-10-python.tar.gz").write_bytes(archive_of(files))
     done = run_vouched("data", "fetch", cwd=tmp_path)
@@ -189,7 +195,7 @@ def test_archive_without_evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_image_bomb(tmp_path: Path, fault: OpenFault) -> None:
-    """Refused by what its header says, before a pixel is decoded; test_cifar10.py tries more kinds of bad images."""
+    """Refused by its header, before a pixel is decoded; tests/data has more kinds of bad images."""
     for split in ("train", "test"):
         (tmp_path / "images" / split / "one").mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "images" / split / "one" / "0.png")
@@ -202,4 +208,4 @@ def test_image_bomb(tmp_path: Path, fault: OpenFault) -> None:
 
 
 def run_vouched(*args: str, cwd: Path) -> Any:
-    return run_python("-c", VOUCHED, *args, cwd=cwd, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}")
+    return run_python("-c", VOUCHED, *args, cwd=cwd, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests' / 'support'}")

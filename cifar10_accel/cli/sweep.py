@@ -1,0 +1,114 @@
+"""Commands for sweeps: sweep run, sweep report. The sweep file is the one that W&B takes."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from cifar10_accel.cli.flags import handle_user_errors, require_installed
+from cifar10_accel.errors import SettingsError, UserError
+from cifar10_accel.runs.trial import Parameter, SweepView
+
+SWEEPS = Path("runs/sweeps")
+POSITIVE = click.IntRange(min=1)
+STORAGE = click.option(
+    "--storage", metavar="URL", help="database that the workers of many machines share; default: a file in the folder"
+)
+
+
+@click.group()
+def sweep() -> None:
+    """Search settings with a W&B sweep file, without W&B."""
+
+
+@sweep.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--workers", type=POSITIVE, help="trials at a time  [default: one for each GPU; one on a CPU]")
+@click.option("--trials", type=POSITIVE, help="trials in all, earlier ones too  [default: run_cap, or the whole grid]")
+@STORAGE
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="default: runs/sweeps/<name of the sweep>")
+@click.option("--num-processes", type=POSITIVE, default=1, show_default=True, help="processes for each trial")
+@handle_user_errors
+def run(
+    file: Path, workers: int | None, trials: int | None, storage: str | None, folder: Path | None, num_processes: int
+) -> None:
+    """Run the sweep in FILE; the same command again continues it, and adds workers while it runs."""
+    from cifar10_accel.sweep.file import num_trials_of, read_sweep
+
+    plan = read_sweep(file)
+    num_trials = num_trials_of(plan, trials)
+    require_installed("optuna", command="sweep", extra="sweep")
+    from cifar10_accel.subprocesses import split_machine
+    from cifar10_accel.sweep import runner
+    from cifar10_accel.sweep.results import copy_sweep_file
+    from cifar10_accel.sweep.search import Search
+    from cifar10_accel.sweep.storage import storage_outage_explained
+
+    folder = folder or SWEEPS / plan.name
+    shares = split_machine(workers, num_processes=num_processes)
+    with storage_outage_explained():
+        search = Search(plan, folder, storage=storage)
+        copy_sweep_file(plan, file, folder)
+        click.echo(f"{plan.name}: {num_trials} trials, {plan.method}, {len(shares)} at a time, in {folder}")
+        try:
+            runner.run(plan, search, shares, num_trials=num_trials, num_processes=num_processes, print_line=click.echo)
+        finally:
+            found = search.trials()
+            _write_results(plan.view(found), folder, constants=plan.constants)
+    if found and all(trial.state == "failed" for trial in found):
+        raise UserError(f"all {len(found)} trials failed, the last: {found[-1].reason}; see {found[-1].where}")
+
+
+@sweep.command()
+@click.argument("folder", metavar="DIR|ENTITY/PROJECT/ID", type=click.Path(path_type=Path))
+@STORAGE
+@handle_user_errors
+def report(folder: Path, storage: str | None) -> None:
+    """Show the trials of a sweep, local (DIR) or of W&B, and write results.csv, best.yaml and sweep.html."""
+    if not folder.exists() and len(folder.parts) == 3 and not folder.is_absolute():
+        from cifar10_accel.sweep.wandb_pull import pull
+
+        _write_results(pull(str(folder)), SWEEPS / folder.name, constants=None)
+        return
+    from cifar10_accel.sweep.file import read_sweep
+
+    plan = read_sweep(folder / "sweep.yaml")
+    require_installed("optuna", command="sweep", extra="sweep")
+    from cifar10_accel.sweep.search import read_trials
+    from cifar10_accel.sweep.storage import storage_outage_explained
+
+    with storage_outage_explained():
+        trials = read_trials(plan, folder, storage=storage)
+    _write_results(plan.view(trials), folder, constants=plan.constants)
+
+
+def _write_results(view: SweepView, folder: Path, *, constants: Mapping[str, Parameter] | None) -> None:
+    """Print the table and write the files; without the sweep's constants no best.yaml."""
+    from rich.console import Console
+
+    from cifar10_accel.sweep import results
+
+    if not view.trials:
+        click.echo("no trials yet")
+        return
+    Console(highlight=False, soft_wrap=True).print(results.table(view))
+    results.write_results(view, folder, constants=constants)
+    _write_page(view, folder / "sweep.html")
+    names = [name for name in ("results.csv", "best.yaml", "sweep.html") if (folder / name).exists()]
+    click.echo(f"{', '.join(names)}: in {folder}")
+
+
+def _write_page(view: SweepView, path: Path) -> None:
+    from cifar10_accel.report.sweep_page import write_sweep_page
+
+    shares, method = dict[str, float](), ""
+    if importlib.util.find_spec("optuna") is not None:  # the page of a W&B sweep does not need it
+        from cifar10_accel.sweep.importance import METHOD as method
+        from cifar10_accel.sweep.importance import importance_of
+
+        shares = importance_of(view.trials, view.goal)
+    try:
+        write_sweep_page(path, view, importance=shares, importance_note=method)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be written ({error.strerror}); give another --dir") from None

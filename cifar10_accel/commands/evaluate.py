@@ -1,0 +1,49 @@
+"""Evaluate a run or one of its checkpoints on the whole test set, on any number of processes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from cifar10_accel.runs import checkpoint
+from cifar10_accel.runs.run_folder import RunFolder, locate_checkpoint
+from cifar10_accel.settings import Settings
+from cifar10_accel.training.evaluation import Evaluation, evaluate_dataset
+from cifar10_accel.training.setup import RunSetup, set_up_run
+from cifar10_accel.training.state import build_seeded_model
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained run, ready for evaluation: its model on the device, and its data."""
+
+    folder: RunFolder
+    setup: RunSetup
+    model: nn.Module
+    step: int  # steps that the model was trained for
+
+
+def load_trained_run(source: Path, *, overrides: dict[str, str]) -> LoadedRun:
+    """Load the model and the data of a run. All ranks must call this; nothing on disk is changed.
+
+    Args:
+        source: A run folder (its newest checkpoint is loaded) or a checkpoint in one. Averaged weights are used if
+            the run has them.
+        overrides: Settings that win over those of the run: data_dir, tta, eval_batch_size, precision.
+
+    Raises:
+        InputError: `source` is neither.
+    """
+    folder, path = locate_checkpoint(source)
+    setup = set_up_run(Settings(**(folder.settings().model_dump(mode="json") | overrides)))
+    model = build_seeded_model(setup.settings, setup.accelerator, num_classes=len(setup.dataset.class_names))
+    saved = checkpoint.load(path)
+    checkpoint.load_into(model, saved.evaluated, source=path)
+    return LoadedRun(folder, setup, model, saved.step)
+
+
+def evaluate(source: Path, *, overrides: dict[str, str]) -> tuple[Evaluation, Settings]:
+    """Return the evaluation of a run, and the settings it was made with (`load_trained_run`)."""
+    run = load_trained_run(source, overrides=overrides)
+    setup = run.setup
+    return evaluate_dataset(setup.accelerator, run.model, setup.dataset, setup.settings), setup.settings

@@ -1,0 +1,140 @@
+"""Predict the class of image files with a trained run."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.table import Table
+
+from cifar10_accel.data.image_folder import read_image
+from cifar10_accel.errors import InputError, OutOfResourcesError
+from cifar10_accel.models.classifier import Classifier
+from cifar10_accel.models.grad_cam import heat_maps, overlay
+
+BATCH = 256  # images in memory at a time
+ENLARGED = 8  # times: images of 32 pixels a side are too small to look at
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one image file, or the reason that it cannot be read."""
+
+    path: Path
+    classes: tuple[tuple[str, float], ...]  # (name, probability), the most probable first
+    fault: str  # empty for a readable image
+
+
+def predict(source: Path, paths: Sequence[Path], *, top: int, overlays: Path | None = None) -> list[Prediction]:
+    """Predict image files of any size and format.
+
+    Images are rotated upright, laid over white where they are transparent, resized and centre-cropped to 32x32.
+
+    Args:
+        source: A run folder or a checkpoint in one.
+        paths: The image files.
+        top: Classes per image.
+        overlays: Folder for a picture of each image, <name>-<class>.png: the model's input, plain and with the
+            Grad-CAM of its most probable class.
+
+    Returns:
+        One prediction per path, in their order. A file that cannot be read has a fault, and does not stop the others.
+
+    Raises:
+        InputError: `source` is not a run.
+        OutOfResourcesError: The pictures cannot be written.
+    """
+    model = Classifier.from_run(source)
+    batches = (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
+    return [prediction for batch in batches for prediction in _predict_batch(model, batch, top=top, overlays=overlays)]
+
+
+def as_table(predictions: Sequence[Prediction]) -> Table:
+    """Return a table with one row per readable file."""
+    table = Table("file", "class", "probability", "then")
+    for prediction in predictions:
+        if prediction.classes:
+            (name, probability), *others = prediction.classes
+            then = ", ".join(f"{other} {value:.1%}" for other, value in others)
+            table.add_row(str(prediction.path), name, f"{probability:.1%}", then)
+    return table
+
+
+def as_csv(predictions: Sequence[Prediction]) -> str:
+    """Return CSV with one line per readable file and class: file, rank from 1, class, probability."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "rank", "class", "probability"])
+    for prediction in predictions:
+        for rank, (name, probability) in enumerate(prediction.classes, start=1):
+            writer.writerow([prediction.path, rank, name, f"{probability:.6f}"])
+    return text.getvalue().rstrip("\n")
+
+
+def as_json(predictions: Sequence[Prediction]) -> str:
+    """Return JSON with every file, its classes or its fault."""
+    return json.dumps(
+        [
+            {"file": str(prediction.path), "classes": dict(prediction.classes)}
+            | ({"fault": prediction.fault} if prediction.fault else {})
+            for prediction in predictions
+        ],
+        indent=1,
+    )
+
+
+def _predict_batch(model: Classifier, paths: Sequence[Path], *, top: int, overlays: Path | None) -> list[Prediction]:
+    images, faults = {}, {}
+    for path in paths:
+        try:
+            images[path] = read_image(path)
+        except InputError as error:
+            faults[path] = str(error)
+    best = _best_classes(model, np.stack(list(images.values())), top=top) if images else []
+    classes = dict(zip(images, best, strict=True))
+    if overlays is not None and images:
+        _write_overlays(model, images, [names[0][0] for names in best], overlays)
+    return [Prediction(path, classes.get(path, ()), faults.get(path, "")) for path in paths]
+
+
+def _write_overlays(model: Classifier, images: dict[Path, Pixels], names: list[str], folder: Path) -> None:
+    """Write <stem>-<class>.png, with a number if that exists: the 32x32 pixels enlarged, plain and with Grad-CAM."""
+    inputs = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2) / 255
+    chosen = torch.tensor([model.class_names.index(name) for name in names])
+    heats = F.interpolate(heat_maps(model, inputs, chosen)[:, None], scale_factor=ENLARGED, mode="bilinear")[:, 0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for (path, image), name, heat in zip(images.items(), names, heats.numpy(), strict=True):
+            large = enlarged(image)
+            both = np.concatenate([large, overlay(large, heat)], axis=1)
+            Image.fromarray(both).save(_free_name(folder, f"{path.stem}-{name}"))
+    except OSError as error:
+        raise OutOfResourcesError(f"{folder}: cannot be written ({error.strerror}); give another folder") from None
+
+
+def enlarged(pixels: Pixels) -> Pixels:
+    """Return (H, W, 3) pixels with each one repeated to a square."""
+    return pixels.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+
+
+def _free_name(folder: Path, stem: str) -> Path:
+    names = (f"{stem}{number}.png" for number in chain([""], (f"-{k}" for k in count(2))))
+    return next(folder / name for name in names if not (folder / name).exists())
+
+
+def _best_classes(
+    model: Classifier, images: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]", *, top: int
+) -> list[tuple[tuple[str, float], ...]]:
+    best = model.probabilities(torch.from_numpy(images)).topk(min(top, len(model.class_names)))
+    names = [[model.class_names[index] for index in row] for row in best.indices.tolist()]
+    return [tuple(zip(*row, strict=True)) for row in zip(names, best.values.tolist(), strict=True)]

@@ -1,0 +1,227 @@
+"""Train a recipe with several seeds: statistics of its accuracy, and the paired difference to another recipe.
+
+Each seed has a run folder of its own and is trained in a process of its own. A finished run is not trained again, an
+interrupted one continues. Two recipes get the same seeds, so the runs of a pair have the same order, augmentation and
+hold-out, and differ only in the recipe.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from cifar10_accel.commands.statistics import SampleStats, verdict
+from cifar10_accel.errors import SettingsError
+from cifar10_accel.runs.run_folder import RUNS, RunFolder
+from cifar10_accel.settings import Settings
+from cifar10_accel.subprocesses import (
+    MachineShare,
+    require_no_launcher,
+    require_success,
+    running,
+    settings_to_flags,
+    split_machine,
+    training_command,
+)
+
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """The run of one seed: its flags, its settings and its folder."""
+
+    seed: int
+    flags: dict[str, Any]
+    settings: Settings
+    folder: RunFolder
+
+    def is_done(self) -> bool:
+        """Return whether the folder has a finished run with these settings."""
+        if not self.folder.is_finished():
+            return False
+        found, wanted = self.folder.settings(), self.settings.weight_affecting()
+        for name in ("dataset", "precision"):  # the run has resolved those that the flags left open
+            if wanted[name] in ("auto", None):
+                del wanted[name]
+        trained = found.weight_affecting()
+        return found.max_steps == self.settings.max_steps and all(trained[name] == wanted[name] for name in wanted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeResult:
+    """The accuracy of one recipe, by seed. The names of the fields are those in repeat.json."""
+
+    name: str
+    dataset: str
+    values: dict[int, float]
+    spread: SampleStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatResult:
+    """The results of one or two recipes. The names of the fields are those in repeat.json."""
+
+    metric: str
+    recipe: RecipeResult
+    against: RecipeResult | None
+    difference: SampleStats | None  # of recipe minus `against`, seed by seed
+
+
+def repeat(
+    flags: Mapping[str, Any],
+    *,
+    num_seeds: int,
+    against: str | None,
+    num_workers: int | None,
+    echo: Callable[[str], None],
+) -> RepeatResult:
+    """Train the runs that are not finished yet, and write repeat.json.
+
+    Args:
+        flags: The settings that were given. Their seed is the first one; the run folders are created in their run_dir
+            (default runs/repeat).
+        num_seeds: Runs of each recipe.
+        against: Another recipe, which is trained with the same seeds; None for none.
+        num_workers: Runs at a time; None: one per GPU, or one on a CPU.
+        echo: Called with each line of progress.
+
+    Raises:
+        SettingsError: The recipes cannot be compared.
+        UserError: A run failed; with the error message of the first one.
+    """
+    require_no_launcher("repeat")
+    names, groups = [], []
+    for recipe in [{}, {"recipe": against}] if against else [{}]:
+        name, runs = plan(dict(flags) | recipe, num_seeds=num_seeds)
+        names.append(name)
+        groups.append(runs)
+    metric = _metric([group[0].settings for group in groups])
+    if len(set(names)) < len(names):
+        raise SettingsError(f"against: {against!r} resolves to the same settings; give another recipe")
+    pending = [run for pair in zip(*groups, strict=True) for run in pair if not run.is_done()]
+    echo(f"{len(pending)} of {num_seeds * len(groups)} runs to train")
+    train_all(pending, split_machine(num_workers, num_processes=1), echo=echo)
+    result = _result(metric, [_collect(name, runs, metric) for name, runs in zip(names, groups, strict=True)])
+    write(result, groups[0][0].folder.path.parent / "repeat.json")
+    return result
+
+
+def plan(flags: dict[str, Any], *, num_seeds: int) -> tuple[str, list[SeedRun]]:
+    """Return a name for these flags, made from the recipe and the settings, and their runs."""
+    settings = Settings(**flags).resolve_recipe(on_cpu=not torch.accelerator.is_available())
+    recipe = Path(settings.recipe).stem
+    name = settings.run_name or f"{recipe}-{settings.dataset}-{settings.fingerprint()}"
+    base = (settings.run_dir or RUNS / "repeat") / name
+    runs = []
+    for seed in range(settings.seed, settings.seed + num_seeds):
+        folder = base / f"seed-{seed}"
+        given = flags | {"recipe": settings.recipe, "seed": seed, "run_dir": folder, "run_name": None}
+        runs.append(SeedRun(seed, given, Settings(**given), RunFolder(folder)))
+    return name, runs
+
+
+def train_all(runs: Sequence[SeedRun], shares: Sequence[MachineShare], *, echo: Callable[[str], None]) -> None:
+    """Train the runs, one at a time on each share of the machine.
+
+    If one fails the others are stopped; they continue when the command is called again.
+    """
+    waiting = list(runs)
+    active: dict[int, tuple[SeedRun, Popen[str]]] = {}  # by worker
+    with ExitStack() as stack:
+        while waiting or active:
+            for worker, share in enumerate(shares):
+                if waiting and worker not in active:
+                    run = waiting.pop(0)
+                    process = stack.enter_context(_started(run, share))
+                    active[worker] = run, process
+            for worker, (run, process) in list(active.items()):
+                if process.poll() is None:
+                    continue
+                del active[worker]
+                require_success(process, log=_log(run), doing=str(run.folder.path))
+                echo(f"{run.folder.path}: finished")
+            time.sleep(POLL_SECONDS)
+
+
+def table(result: RepeatResult) -> Table:
+    """Return a table with one row per seed."""
+    groups = [group for group in (result.recipe, result.against) if group is not None]
+    rows = Table("seed", *(group.name for group in groups), title=result.metric, title_justify="left")
+    if result.against is not None:
+        rows.add_column("difference")
+    for seed, value in result.recipe.values.items():
+        cells = [f"{group.values[seed]:.2%}" for group in groups]
+        if result.against is not None:
+            cells.append(f"{100 * (value - result.against.values[seed]):+.2f} points")
+        rows.add_row(str(seed), *cells)
+    return rows
+
+
+def summary_lines(result: RepeatResult) -> list[str]:
+    """Return the statistics of each recipe, the verdict on their difference, and the images that were evaluated."""
+    groups = [group for group in (result.recipe, result.against) if group is not None]
+    lines = [f"{group.name}: {group.spread.summary()}" for group in groups]
+    if result.difference is not None:
+        lines.append(verdict(result.difference))
+    images = "SYNTHETIC images, not CIFAR-10" if result.recipe.dataset == "synthetic" else result.recipe.dataset
+    if result.metric.startswith("test"):
+        lines.append(f"{result.metric} of {images}: for final results; to choose between settings give --val-size")
+    else:
+        lines.append(f"{result.metric} of {images}, on each seed's own hold-out")
+    return lines
+
+
+def write(result: RepeatResult, path: Path) -> None:
+    """Write the result as JSON: accuracies are 0..1, statistics that need more seeds are null."""
+    values = json.loads(json.dumps(asdict(result)).replace("NaN", "null"))
+    path.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def _started(run: SeedRun, share: MachineShare) -> Any:
+    """Return the context of a training on a share of the machine."""
+    given = dict(run.flags)
+    if share.num_threads is not None and run.settings.num_threads is None:
+        given["num_threads"] = share.num_threads
+    run.folder.path.parent.mkdir(parents=True, exist_ok=True)
+    return running(
+        training_command(settings_to_flags(given), num_processes=1), log=_log(run), environment=share.environment
+    )
+
+
+def _log(run: SeedRun) -> Path:
+    return run.folder.path.with_suffix(".log")
+
+
+def _metric(settings: Sequence[Settings]) -> str:
+    """Return the metric that the runs are compared by: of the hold-out if there is one."""
+    sizes = {each.val_size for each in settings}
+    if len(sizes) > 1:
+        raise SettingsError(f"val_size: {' and '.join(map(str, sorted(sizes)))} differ; give one --val-size for both")
+    return "val/accuracy" if sizes != {0} else "test/accuracy"
+
+
+def _collect(name: str, runs: Sequence[SeedRun], metric: str) -> RecipeResult:
+    summaries = {run.seed: run.folder.read_json("summary.json") for run in runs}
+    values = {seed: float(summary[metric]) for seed, summary in summaries.items()}
+    datasets = {str(summary["dataset"]) for summary in summaries.values()}
+    if len(datasets) > 1:
+        raise SettingsError(f"dataset: the runs of {name} have {' and '.join(sorted(datasets))}; give one --dataset")
+    return RecipeResult(name=name, dataset=datasets.pop(), values=values, spread=SampleStats.of(list(values.values())))
+
+
+def _result(metric: str, recipes: Sequence[RecipeResult]) -> RepeatResult:
+    recipe, against = recipes[0], recipes[1] if len(recipes) > 1 else None
+    if against is None:
+        return RepeatResult(metric=metric, recipe=recipe, against=None, difference=None)
+    if recipe.dataset != against.dataset:
+        raise SettingsError(f"dataset: {recipe.dataset} and {against.dataset} cannot be compared; give one --dataset")
+    differences = [value - against.values[seed] for seed, value in recipe.values.items()]
+    return RepeatResult(metric=metric, recipe=recipe, against=against, difference=SampleStats.of(differences))

@@ -1,0 +1,200 @@
+"""The folder of a run: its files, its lock, and the check that a training may continue in it.
+
+settings.yaml  environment.json  status.json  metrics.jsonl  summary.json  report.html
+predictions.npz  val_predictions.npz (with a hold-out)  dynamics.npz
+misclassified.png  correct.png  confusion.png  curves.png  checkpoints/step-XXXXXX/
+robustness.json  robustness.png    (written by the command `robustness`)
+wandb/  wandb_run_id  tensorboard/    (of the trackers in use)
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cifar10_accel.errors import InputError, Preempted, SettingsError, UserError
+from cifar10_accel.files import read_yaml, write_text
+from cifar10_accel.runs import checkpoint
+from cifar10_accel.runs.legacy import translate_settings
+from cifar10_accel.settings import Settings
+
+RUNS = Path("runs")
+PACKAGES = ("torch", "torchvision", "accelerate", "albumentations", "numpy", "wandb", "pydantic")
+
+
+class RunFolder:
+    """The paths of one run folder, and its small JSON files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.predictions = path / "predictions.npz"
+        self.val_predictions = path / "val_predictions.npz"
+        self.dynamics = path / "dynamics.npz"
+        self.report = path / "report.html"
+
+    @classmethod
+    def of(cls, settings: Settings) -> "RunFolder":
+        """Return the folder `run_dir`, or runs/<run_name>; the default name has recipe, data set and fingerprint."""
+        name = settings.run_name or f"{Path(settings.recipe).stem}-{settings.dataset}-{settings.fingerprint()}"
+        return cls(settings.run_dir or RUNS / name)
+
+    def open(self, settings: Settings) -> None:
+        """Create and lock the folder, or check that this run may continue in it. Only for the main process.
+
+        The lock is held until the context `record_status` is left or the process ends.
+
+        Raises:
+            SettingsError: The folder cannot be written, is in use, or has a run with other settings.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock", timeout=0, is_singleton=True)
+            self._lock.acquire()
+        except Timeout:
+            raise SettingsError(
+                f"run_dir: another training is running in {self.path}; give another --run-name"
+            ) from None
+        except OSError as error:
+            raise SettingsError(
+                f"run_dir: {self.path} cannot be written ({error.strerror}); give another --run-dir"
+            ) from None
+        if (self.path / "settings.yaml").exists():
+            try:
+                self._require_same_settings(settings)
+            except UserError:
+                self._lock.release(force=True)
+                raise
+        (self.path / "settings.yaml").write_text(settings.to_yaml())
+
+    def settings(self) -> Settings:
+        """Return the settings of the run.
+
+        Raises:
+            InputError: The folder is not a run folder.
+        """
+        path = self.path / "settings.yaml"
+        if not path.exists():
+            raise InputError(f"{self.path}: not a run folder (no settings.yaml); give a folder that training made")
+        return Settings(**translate_settings(read_yaml(path)))
+
+    @contextmanager
+    def record_status(self, *, is_main: bool) -> Iterator[None]:
+        """Context that writes status.json: running, then finished, preempted or failed with the exit code.
+
+        Leaving it unlocks the folder. Launchers reduce every exit code to 1; this file keeps the original.
+        """
+        write = self._write_status if is_main else lambda *_: None
+        write("running", None, "")
+        try:
+            yield
+        except Preempted as stop:
+            write("preempted", stop.exit_code, str(stop))
+            raise
+        except UserError as error:
+            write("failed", error.exit_code, str(error))
+            raise
+        except BaseException as error:
+            write("failed", 1, f"{type(error).__name__}: {error}")
+            raise
+        else:
+            write("finished", 0, "")
+        finally:
+            if is_main:
+                self._lock.release(force=True)
+
+    def _write_status(self, state: str, exit_code: int | None, reason: str) -> None:
+        self.write_json("status.json", {"state": state, "exit_code": exit_code, "reason": reason})
+
+    def name(self) -> str:
+        """Return the name of the folder, also if its path is '.'."""
+        return self.path.resolve().name
+
+    def is_finished(self) -> bool:
+        """Return True if the training in this folder has finished."""
+        return self.read_json("status.json").get("state") == "finished"
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Replace a JSON file atomically."""
+        write_text(self.path / name, json.dumps(values, indent=1) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return the values in a JSON file of the folder; none if it is missing or not readable."""
+        try:
+            return dict(json.loads((self.path / name).read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """Return the content of a file of the folder; None if it is missing or not readable."""
+        try:
+            return (self.path / name).read_bytes()
+        except OSError:
+            return None
+
+    def _require_same_settings(self, settings: Settings) -> None:
+        before, now = self.settings().weight_affecting(), settings.weight_affecting()
+        changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+        if changes:
+            raise SettingsError(
+                f"run_dir: {self.path} holds a run with other settings ({'; '.join(changes)}); "
+                "give another --run-name, or the settings of that run to continue it"
+            )
+
+
+def locate_checkpoint(source: Path) -> tuple[RunFolder, Path]:
+    """Return the run folder and the checkpoint that a path stands for.
+
+    Args:
+        source: A run folder, which stands for its newest checkpoint, or a checkpoint in one.
+
+    Raises:
+        InputError: `source` is neither.
+    """
+    if source.parent.name == "checkpoints":
+        return RunFolder(source.parent.parent), source
+    run = RunFolder(source)
+    newest = checkpoint.newest(run.checkpoints)
+    if newest is None:
+        raise InputError(
+            f"{source}: no checkpoint there; give a run folder that training made, or one of its checkpoints"
+        )
+    return run, newest
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions, machine, code and command, which results may depend on besides the settings."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+        "git": _git_state(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> str | None:
+    here = Path(__file__).parent
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,169 @@
+"""The Accelerator of the process, with checks that the launch does what the user expects."""
+
+import atexit
+import ctypes
+import gc
+import importlib
+import logging
+import os
+import platform
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from cifar10_accel.errors import SettingsError, UserError
+from cifar10_accel.settings import RunSettings
+from cifar10_accel.subprocesses import num_cores
+
+T = TypeVar("T")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+logger = logging.getLogger(__name__)
+
+
+def make_accelerator(settings: RunSettings) -> Accelerator:
+    """Return the Accelerator of this process and set precision, threads and kernels. All ranks must call this.
+
+    Raises:
+        SettingsError: The launch is incomplete, or one that Accelerate would accept silently: several processes that
+            each run as the only one, or fp16 on a CPU (which computes in float32).
+    """
+    num_launched = int(os.environ.get("WORLD_SIZE", "1"))
+    without_gpu = not torch.accelerator.is_available()
+    timeout = timedelta(seconds=settings.collective_timeout)
+    if num_launched > 1:
+        # Imported later, as DDP does, its functions would keep the process group alive as a default argument.
+        importlib.import_module("torch.distributed.nn.functional")
+    _join_after_restart(timeout)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.precision,
+            cpu=without_gpu and num_launched > 1,  # else N ranks of a GPU launch all become rank 0 of 1
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+        )
+    except ValueError as error:  # such as an incomplete set of a launcher's variables
+        raise SettingsError(f"launch: {error}; start with `accelerate launch` or torchrun") from None
+    if accelerator.num_processes != num_launched:
+        raise SettingsError(
+            f"launch: WORLD_SIZE is {num_launched} but Accelerate sees {accelerator.num_processes} process(es); "
+            "start with `accelerate launch --multi_gpu --num_processes N -m cifar10_accel.train` or torchrun"
+        )
+    if accelerator.device.type == "cpu":
+        _check_cpu_precision(accelerator)
+        torch.set_num_threads(
+            settings.num_threads or max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        )
+        torch.set_flush_denormal(True)
+        _keep_freed_memory()
+    _choose_kernels(settings.deterministic)
+    if accelerator.num_processes > 1:
+        atexit.register(_leave_process_group)
+    return accelerator
+
+
+def training_dtype(accelerator: Accelerator) -> torch.dtype:
+    """Return the dtype of the model's inputs: half precision with mixed precision."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+
+
+def launch_info(accelerator: Accelerator) -> dict[str, Any]:
+    """Return the device, precision and numbers of processes and threads in effect."""
+    kind = accelerator.device.type
+    return {
+        "device": torch.cuda.get_device_name() if kind == "cuda" else kind,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
+    }
+
+
+def _join_after_restart(timeout: timedelta) -> None:
+    """After a restart by torchrun, join the other ranks under store keys of this start.
+
+    The launcher's store outlives the ranks and keeps the addresses of the previous start. A rank that reads one of
+    them before it is overwritten waits for a process that no longer exists.
+    """
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if start == "0" or torch.distributed.is_initialized():
+        return
+    store, rank, num_processes = next(rendezvous("env://", timeout=timeout))
+    torch.distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=PrefixStore(f"start {start}", store),
+        rank=rank,
+        world_size=num_processes,
+        timeout=timeout,
+    )
+
+
+def _check_cpu_precision(accelerator: Accelerator) -> None:
+    if accelerator.mixed_precision == "fp16":
+        raise SettingsError("precision: 'fp16' on a CPU would silently be fp32; give --precision no (or bf16)")
+    if accelerator.mixed_precision == "bf16" and accelerator.is_main_process and not has_bf16_instructions():
+        logger.warning("bf16 on a CPU without bf16 instructions is many times slower; give --precision no")
+
+
+def has_bf16_instructions() -> bool:
+    """Return whether this CPU has bf16 instructions; without them bf16 is many times slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _leave_process_group() -> None:
+    """Stop gloo's threads while the interpreter still runs.
+
+    A thread that releases a tensor while the interpreter is finalized aborts the process, and its launcher reports a
+    failure (https://github.com/pytorch/pytorch/issues/190489). The threads are joined when the last reference to the
+    group is released; DDP holds one and may be part of a reference cycle, hence the garbage collection.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
+
+
+def _choose_kernels(deterministic: bool) -> None:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep freed memory for this process; no effect with other C libraries.
+
+    Every step on a CPU allocates and frees the same activations. By default glibc maps large blocks separately, and the
+    kernel has to provide and clear their pages each time; BENCHMARKS.md has the measured cost.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never return memory to the kernel
+
+
+def run_on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Run `action` on the main process and return its result on every rank. All ranks must call this.
+
+    Args:
+        action: Its result must be picklable.
+
+    Raises:
+        UserError: `action` raised one; every rank raises the same.
+    """
+    outcome: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [action()]
+        except UserError as error:
+            error.is_shared = True
+            outcome = [error]
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    result: T = outcome[0]
+    return result

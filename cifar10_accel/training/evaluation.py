@@ -1,0 +1,162 @@
+"""Exact evaluation: every image of a split once, on any number of processes, plain and with test-time augmentation.
+
+Legend: N images, B images per batch, K classes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from rich.table import Table
+from torch import Tensor, nn
+
+from cifar10_accel.data.augment.batched import normalize
+from cifar10_accel.data.datasets import Dataset, Split
+from cifar10_accel.data.device_cache import cached_images
+from cifar10_accel.formatting import dataset_title
+from cifar10_accel.runs.predictions import Predictions
+from cifar10_accel.settings import RunSettings
+
+# The views of a test image: weight, vertical and horizontal shift in pixels, whether it is flipped. The views with the
+# shifts at half weight are the multi-crop evaluation of cifar10-airbench.
+VIEWS: dict[str, list[tuple[float, int, int, bool]]] = {
+    "none": [(1.0, 0, 0, False)],
+    "flip": [(0.5, 0, 0, False), (0.5, 0, 0, True)],
+    "multicrop": [
+        (0.25, 0, 0, False),
+        (0.25, 0, 0, True),
+        (0.125, -1, -1, False),
+        (0.125, -1, -1, True),
+        (0.125, 1, 1, False),
+        (0.125, 1, 1, True),
+    ],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Predictions on the test set, plain and with TTA, and on the hold-out, if there is one."""
+
+    test: Predictions
+    test_tta: Predictions | None
+    val: Predictions | None
+    val_tta: Predictions | None
+    class_names: tuple[str, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """Return the final metrics by name; accuracies are in 0..1."""
+        metrics = {"test/accuracy": self.test.accuracy(), "test/loss": self.test.mean_loss()}
+        if self.test_tta is not None:
+            metrics["test/accuracy_tta"] = self.test_tta.accuracy()
+        if self.val is not None:
+            metrics |= {"val/accuracy": self.val.accuracy(), "val/loss": self.val.mean_loss()}
+        if self.val_tta is not None:
+            metrics["val/accuracy_tta"] = self.val_tta.accuracy()
+        for name, accuracy in zip(self.class_names, self.test.class_accuracy(), strict=True):
+            if not math.isnan(accuracy):  # an image folder may have classes without test images
+                metrics[f"test/class_accuracy/{name}"] = float(accuracy)
+        return metrics
+
+    def table(self, title: str) -> Table:
+        """Return a terminal table of the accuracy and the most frequent confusion of each class."""
+        table = Table("class", "accuracy", "most often taken for", title=title, title_justify="left")
+        confusion = self.test.confusion_matrix()
+        for row, (name, accuracy) in enumerate(zip(self.class_names, self.test.class_accuracy(), strict=True)):
+            others = confusion[row].copy()
+            others[row] = 0
+            other = int(others.argmax())
+            confused = f"{self.class_names[other]} ({others[other]})" if others[other] else "-"
+            table.add_row(name, f"{accuracy:.2%}", confused)
+        return table
+
+    def headline(self, dataset_name: str) -> str:
+        """Return the test accuracy, plain and with TTA, as text."""
+        tta = "" if self.test_tta is None else f", with TTA {self.test_tta.accuracy():.2%}"
+        num_images = len(self.test.label)
+        return f"test accuracy {self.test.accuracy():.2%}{tta} ({num_images:,} {dataset_title(dataset_name)} images)"
+
+
+def evaluate_dataset(accelerator: Accelerator, model: nn.Module, dataset: Dataset, settings: RunSettings) -> Evaluation:
+    """Evaluate on the test set and the hold-out. All ranks must call this; all get the same result."""
+
+    def evaluate(split: Split) -> tuple[Predictions, Predictions | None]:
+        return evaluate_split(accelerator, model, split, batch_size=settings.eval_batch_size, tta=settings.tta)
+
+    test, test_tta = evaluate(dataset.test)
+    val, val_tta = (None, None) if dataset.val is None else evaluate(dataset.val)
+    return Evaluation(test=test, test_tta=test_tta, val=val, val_tta=val_tta, class_names=dataset.class_names)
+
+
+@torch.inference_mode()
+def evaluate_split(
+    accelerator: Accelerator, model: nn.Module, split: Split, *, batch_size: int, tta: str = "none"
+) -> tuple[Predictions, Predictions | None]:
+    """Predict every image of a split exactly once. All ranks must call this; all get the same result.
+
+    Each rank computes every num_processes-th image, so no image is repeated or dropped for any number of ranks.
+
+    Args:
+        accelerator: Of this process.
+        model: Plain or wrapped; in training mode again afterwards.
+        split: Images and labels.
+        batch_size: Images per forward pass.
+        tta: Key of VIEWS.
+
+    Returns:
+        Predictions sorted by index: plain ones and, unless `tta` is `none`, those of the weighted mean over the views.
+    """
+    model = accelerator.unwrap_model(model).eval()  # DDP's collectives would hang on unequal numbers of batches
+    if accelerator.num_processes > 1:
+        # Each rank has seen other images; the norm statistics of rank 0 are those in checkpoints.
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))
+    images, labels = cached_images(split, accelerator.device), torch.from_numpy(split.labels).to(accelerator.device)
+    own = torch.arange(accelerator.process_index, len(labels), accelerator.num_processes)
+    with accelerator.autocast():
+        logits = [_view_logits(model, images.take(part), tta) for part in torch.split(own, batch_size)]
+    model.train()
+    plain, averaged = (_gather_rows(accelerator, torch.cat(rows), len(labels)) for rows in zip(*logits, strict=True))
+    return _predictions(plain, labels), _predictions(averaged, labels) if tta != "none" else None
+
+
+def _view_logits(model: nn.Module, images: Tensor, tta: str) -> tuple[Tensor, Tensor]:
+    """Return plain logits and the weighted mean over the views, both (B, K), of (B, 3, H, W) uint8 images."""
+    inputs = normalize(images, dtype=torch.float32)
+    plain: Tensor = model(inputs).float()
+    averaged = torch.zeros_like(plain)
+    for weight, down, right, flipped in VIEWS[tta]:
+        is_plain = (down, right, flipped) == (0, 0, False)
+        averaged += weight * (plain if is_plain else model(_view(inputs, down, right, flipped)).float())
+    return plain, averaged
+
+
+def _view(inputs: Tensor, down: int, right: int, flipped: bool) -> Tensor:
+    """Return images shifted by up to one pixel (with reflected borders), then flipped horizontally if wanted."""
+    padded = F.pad(inputs, (1, 1, 1, 1), mode="reflect")
+    height, width = inputs.shape[-2:]
+    shifted = padded[..., 1 - down : 1 - down + height, 1 - right : 1 - right + width]
+    return (shifted.flip(-1) if flipped else shifted).contiguous(memory_format=torch.channels_last)
+
+
+def _gather_rows(accelerator: Accelerator, own_rows: Tensor, num_images: int) -> Tensor:
+    """Interleave the rows of all ranks: (N, K), row i belongs to image i."""
+    num_ranks = accelerator.num_processes
+    if num_ranks == 1:
+        return own_rows
+    rows_per_rank = -(-num_images // num_ranks)
+    padded = F.pad(own_rows, (0, 0, 0, rows_per_rank - len(own_rows)))
+    gathered: Tensor = accelerator.gather(padded).view(num_ranks, rows_per_rank, -1)  # (ranks, rows, K)
+    return gathered.transpose(0, 1).reshape(num_ranks * rows_per_rank, -1)[:num_images]
+
+
+def _predictions(logits: Tensor, labels: Tensor) -> Predictions:
+    return Predictions(
+        index=np.arange(len(labels)),
+        label=labels.cpu().numpy(),
+        probabilities=logits.softmax(dim=1).cpu().numpy(),
+        loss=F.cross_entropy(logits, labels, reduction="none").cpu().numpy(),
+    )

@@ -1,0 +1,94 @@
+"""Out of memory: detected before the first step and avoided by smaller micro-batches, the same on all ranks.
+
+The batch size affects the result, so it is kept and the micro-batch is made smaller. (Accelerate's
+`find_executable_batch_size` changes the batch size.) One micro-batch is tried before the loop, without collectives, so
+that the ranks can agree: a rank that runs out of memory within a real step leaves the others waiting for its gradients.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from cifar10_accel.errors import OutOfResourcesError
+from cifar10_accel.training.setup import RunSetup
+from cifar10_accel.training.state import TrainingState
+from cifar10_accel.training.step import forward_backward
+
+# Messages of CUDA's libraries and of the CPU allocator; torch.OutOfMemoryError covers only its own allocator.
+SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+
+logger = logging.getLogger(__name__)
+
+
+def fit_micro_batch(state: TrainingState, setup: RunSetup) -> RunSetup:
+    """Return the setup with as many accumulation steps as it takes until a micro-batch fits on every rank.
+
+    All ranks must call this; all get the same number. The state is not changed.
+
+    Raises:
+        OutOfResourcesError: Not even one image at a time fits.
+    """
+    while _any_rank(state, _runs_out(state, setup)):
+        plan = setup.plan.with_smaller_micro_batches()
+        if plan is None:
+            raise OutOfResourcesError("out of memory with one image at a time; lower --width or take another device")
+        logger.info(
+            f"out of memory: using {plan.grad_accum_steps} micro-batches per process instead of "
+            f"{setup.plan.grad_accum_steps} for each batch of {plan.batch_size}; set it with "
+            f"--grad-accum-steps {plan.grad_accum_steps}"
+        )
+        setup = setup.with_plan(plan)
+    return setup
+
+
+@contextmanager
+def explain_out_of_memory() -> Iterator[None]:
+    """Context that turns out-of-memory errors into an `OutOfResourcesError`; other errors pass."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if "DataLoader worker" in str(error):  # the kernel kills these first
+            raise OutOfResourcesError(
+                "a loader worker was killed, as happens when memory runs out; lower --num-workers or give "
+                "--augment-backend batched, which has none"
+            ) from error
+        if not _is_out_of_memory(error):
+            raise
+        reason = (str(error) or "MemoryError").splitlines()[0]
+        raise OutOfResourcesError(
+            f"out of memory ({reason}); raise --grad-accum-steps or lower --batch-size"
+        ) from error
+
+
+def _runs_out(state: TrainingState, setup: RunSetup) -> bool:
+    """Try the next micro-batch at full image size, without DDP, so that no rank waits for another."""
+    full_size = setup.with_plan(replace(setup.plan, low_res_epochs=0))
+    buffers = [buffer.clone() for buffer in state.model.buffers()]
+    recorder, state.recorder = state.recorder, None
+    try:
+        batch = next(full_size.loader.batches(state.step, state.step + 1))[0]
+        forward_backward(state, state.model, batch, num_batches=1)
+        return False
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return True
+    finally:
+        state.recorder = recorder
+        state.optimizer.zero_grad()
+        for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+
+def _any_rank(state: TrainingState, flag: bool) -> bool:
+    if flag and torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the failed attempt has reserved blocks of other sizes
+    flags = state.accelerator.gather(torch.tensor([flag], device=state.accelerator.device))
+    return bool(flags.any())
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)

@@ -1,0 +1,94 @@
+"""Optimizer, parameter groups and weight averaging of a model."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cifar10_accel.settings import OptimSettings
+from cifar10_accel.training.muon import Muon
+
+
+def make_optimizer(model: nn.Module, settings: OptimSettings, *, fused: bool = False) -> torch.optim.Optimizer:
+    """Return the optimizer of `model`, with LR zero: `set_lr` sets it before every step.
+
+    Args:
+        model: Its trained parameters are grouped by `parameter_groups`.
+        settings: Name the optimizer and its hyperparameters.
+        fused: Use fused kernels, which also apply fp16's loss scale. Without them the host waits in every step for the
+            device to report whether a gradient has overflowed.
+    """
+    groups = parameter_groups(model, settings)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=(settings.momentum, 0.999), fused=fused)
+    nesterov = settings.nesterov and settings.momentum > 0
+    optimizer_class = Muon if settings.optimizer == "muon" else torch.optim.SGD
+    optimizer = optimizer_class(groups, lr=0.0, momentum=settings.momentum, nesterov=nesterov, fused=fused)
+    if fused and settings.momentum > 0:
+        # The fused kernel would leave the momentum uninitialised if the first gradient overflows.
+        for group in groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
+    """Group the trained parameters: weights, biases and norm parameters (one dimension), convolutions under Muon.
+
+    Returns:
+        Parameter groups with their options; `lr_factor` is the group's LR as a multiple of the schedule's.
+    """
+    decay, bias_factor = settings.weight_decay, settings.bias_lr_factor
+    bias_decay = decay / bias_factor if settings.decay_norm_and_bias else 0.0
+    kinds: dict[str, dict[str, Any]] = {
+        "weight": {"lr_factor": 1.0, "weight_decay": decay},
+        # LR times decay stays the same, so a higher LR of the biases does not decay them faster.
+        "bias": {"lr_factor": bias_factor, "weight_decay": bias_decay},
+        "orthogonal": {
+            "lr_factor": settings.conv_lr_factor,
+            "momentum": settings.conv_momentum,
+            "weight_decay": 0.0,
+            "orthogonal": True,
+        },
+    }
+    members = defaultdict(list)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            is_orthogonal = settings.optimizer == "muon" and parameter.ndim == 4
+            members["orthogonal" if is_orthogonal else "weight" if parameter.ndim > 1 else "bias"].append(parameter)
+    return [options | {"params": members[kind]} for kind, options in kinds.items() if kind in members]
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the LR of every parameter group to its multiple of `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def make_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Return an exponential moving average of weights and norm statistics; None if `decay` is None.
+
+    Call this before the model is compiled or prepared, because it copies the plain module.
+    """
+    if decay is None:
+        return None
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def prepare(accelerator: Accelerator, model: nn.Module, settings: OptimSettings) -> tuple[nn.Module, Optimizer]:
+    """Return the model and its optimizer as prepared by Accelerate. All ranks must call this.
+
+    AcceleratedOptimizer is unwrapped unless fp16's loss scaler needs it: its step() scans the installed packages twice
+    on every call.
+    """
+    optimizer = make_optimizer(model, settings, fused=accelerator.device.type == "cuda")
+    wrapped_model, prepared = accelerator.prepare(model, optimizer)
+    plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    needs_no_wrapper = accelerator.scaler is None and accelerator.distributed_type in plain
+    return wrapped_model, prepared.optimizer if needs_no_wrapper else prepared

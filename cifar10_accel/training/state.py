@@ -1,0 +1,125 @@
+"""The state that steps change: built once, saved in checkpoints, restored from them."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from cifar10_accel.data.augment.batched import normalize
+from cifar10_accel.data.datasets import Split
+from cifar10_accel.models.registry import build_model, fit_whitening
+from cifar10_accel.randomness import seed_for
+from cifar10_accel.runs.checkpoint import CheckpointData, load_into
+from cifar10_accel.settings import Settings
+from cifar10_accel.training.dynamics_recorder import DynamicsRecorder
+from cifar10_accel.training.optimizer import make_average, prepare
+from cifar10_accel.training.setup import RunSetup
+from cifar10_accel.training.stopwatch import Stopwatch
+
+WHITENING_IMAGES = 2000  # two million patches
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingState:
+    """The parts that a step reads and changes."""
+
+    accelerator: Accelerator
+    settings: Settings
+    model: nn.Module  # as built: its parameter names are those in checkpoints
+    wrapped_model: nn.Module  # as prepared by Accelerate (DDP, autocast): training forward passes go through it
+    average: AveragedModel | None  # the averaged weights, with `ema_decay`
+    optimizer: Optimizer
+    recorder: DynamicsRecorder | None = None  # of the loss and prediction of each training image
+    step: int = 0  # steps done
+    # Loss sum, correct predictions, images: of this rank since the last metrics line, on the device; and of all ranks
+    # from the start of the epoch to the last metrics line.
+    metrics_since_log: Tensor = field(default_factory=lambda: torch.zeros(3))
+    epoch_metrics: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch(0.0))
+
+    def __post_init__(self) -> None:
+        self.metrics_since_log = self.metrics_since_log.to(self.accelerator.device)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model whose accuracy counts: the averaged one if weights are averaged."""
+        return self.model if self.average is None else self.average.module
+
+    def capture(self) -> CheckpointData:
+        """Copy everything that `restore` needs. All ranks must call this; rank 0's result is the one to save."""
+        self.metrics_since_log = self.accelerator.reduce(self.metrics_since_log)
+        if not self.accelerator.is_main_process:
+            self.metrics_since_log.zero_()
+        scaler = self.accelerator.scaler
+        return CheckpointData(
+            step=self.step,
+            model=self.model.state_dict(),
+            average=None if self.average is None else self.average.state_dict(),
+            training={
+                "optimizer": self.optimizer.state_dict(),
+                "loss_scale": None if scaler is None else scaler.state_dict(),
+                "metrics_since_log": self.metrics_since_log,
+                "epoch_metrics": self.epoch_metrics,
+                "seconds": self.stopwatch.seconds(),
+                "processes": self.accelerator.num_processes,
+                "dynamics": None if self.recorder is None else self.recorder.capture(),
+            },
+        )
+
+    def restore(self, saved: CheckpointData, *, source: Path) -> None:
+        """Continue from a checkpoint. All ranks must call this.
+
+        Raises:
+            InputError: The checkpoint, which was read from `source`, belongs to another model.
+        """
+        load_into(self.model, saved.model, source=source)
+        if self.average is not None and saved.average is not None:
+            load_into(self.average, saved.average, source=source)
+        # Hyperparameters of the groups come from the settings; whether kernels are fused, from the device of today.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(saved.training["optimizer"] | {"param_groups": groups})
+        if self.accelerator.scaler is not None and saved.training["loss_scale"] is not None:
+            self.accelerator.scaler.load_state_dict(saved.training["loss_scale"])
+        self.step = saved.step
+        if self.accelerator.is_main_process:
+            self.metrics_since_log.copy_(saved.training["metrics_since_log"])
+        before, now = saved.training["processes"], self.accelerator.num_processes
+        if before != now:
+            logger.info(
+                f"saved by {before} process(es), continued by {now}: the same images and LR, but not the same bits"
+            )
+        self.epoch_metrics = list(saved.training["epoch_metrics"])
+        self.stopwatch = Stopwatch(saved.training["seconds"])
+
+
+def build_state(setup: RunSetup) -> TrainingState:
+    """Build the state before the first step, the same on every rank. All ranks must call this."""
+    accelerator, settings, dataset = setup.accelerator, setup.settings, setup.dataset
+    model = build_seeded_model(settings, accelerator, num_classes=len(dataset.class_names))
+    if settings.whitening:
+        fit_whitening(model, _some_images(dataset.train, accelerator.device))
+    average = make_average(model, settings.ema_decay)
+    if settings.compile:
+        model.compile()
+    wrapped_model, optimizer = prepare(accelerator, model, settings)
+    return TrainingState(accelerator, settings, model, wrapped_model, average, optimizer)
+
+
+def build_seeded_model(settings: Settings, accelerator: Accelerator, *, num_classes: int) -> nn.Module:
+    """Build the model on the device, in the memory format of the settings; its weights are a function of the seed."""
+    torch.manual_seed(seed_for(settings.seed, "weights") >> 1)
+    model = build_model(settings, num_classes=num_classes).to(accelerator.device)
+    return model.to(memory_format=torch.channels_last) if settings.channels_last else model
+
+
+def _some_images(split: Split, device: torch.device) -> Tensor:
+    """Normalised images spread over the split, (about WHITENING_IMAGES, 3, 32, 32)."""
+    chosen = torch.from_numpy(split.images[:: max(1, len(split) // WHITENING_IMAGES)]).to(device)
+    return normalize(chosen.permute(0, 3, 1, 2), dtype=torch.float32)

@@ -1,0 +1,107 @@
+"""One optimizer step.
+
+Legend: B images per micro-batch, K classes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from cifar10_accel.data.loader import Batch
+from cifar10_accel.errors import NonFiniteError
+from cifar10_accel.randomness import seed_for
+from cifar10_accel.runs.run_folder import RunFolder
+from cifar10_accel.training.optimizer import set_lr
+from cifar10_accel.training.state import TrainingState
+
+
+def train_step(state: TrainingState, batches: list[Batch], *, lr: float) -> Tensor:
+    """Take one optimizer step on this rank's micro-batches and count it in the state. All ranks must call this.
+
+    On a CPU, where reading a value costs nothing, a non-finite loss or gradient on any rank stops all ranks before the
+    optimizer's step. On a GPU, MetricsLogger checks the loss every `log_every` steps, to avoid a synchronisation.
+
+    Returns:
+        This rank's sum of losses, number of correct predictions and number of images: (3,) float, on the device.
+
+    Raises:
+        NonFiniteError: On a CPU, the loss or a gradient is not finite.
+    """
+    accelerator, settings = state.accelerator, state.settings
+    seed_layers(state)
+    set_lr(state.optimizer, lr)
+    totals = torch.zeros(3, device=accelerator.device)
+    for number, batch in enumerate(batches, start=1):
+        is_last = number == len(batches)  # only then are gradients averaged over ranks
+        with nullcontext() if is_last else accelerator.no_sync(state.wrapped_model):
+            totals += forward_backward(state, state.wrapped_model, batch, num_batches=len(batches))
+    if accelerator.device.type == "cpu":
+        require_finite(accelerator.reduce(totals), "the loss")
+        gradients = [p.grad for p in state.wrapped_model.parameters() if p.grad is not None]
+        require_finite(get_total_norm(gradients), "the gradient")
+    if settings.grad_clip is not None:
+        accelerator.clip_grad_norm_(state.wrapped_model.parameters(), settings.grad_clip)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    if state.average is not None:
+        state.average.update_parameters(state.model)
+    state.metrics_since_log += totals
+    state.step += 1
+    return totals
+
+
+def forward_backward(state: TrainingState, model: nn.Module, batch: Batch, *, num_batches: int) -> Tensor:
+    """Add the gradient of one of `num_batches` micro-batches to the parameters; return (3,) as `train_step` does.
+
+    model: the state's model or its wrapped model, whose gradients are averaged over ranks.
+    """
+    smoothing = state.settings.label_smoothing
+    logits = model(batch.images).float()  # (B, K)
+    loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+    if batch.weight < 1:  # MixUp or CutMix
+        partner_loss = F.cross_entropy(logits, batch.partner_labels, label_smoothing=smoothing)
+        loss = batch.weight * loss + (1 - batch.weight) * partner_loss
+    state.accelerator.backward(loss / num_batches)
+    predictions = logits.detach().argmax(dim=1)
+    if state.recorder is not None:
+        state.recorder.record(batch.indices, batch.labels, logits.detach(), predictions)
+    num_images = loss.new_full((), len(batch.labels))
+    num_correct = (predictions == batch.labels).sum().float()
+    return torch.stack([loss.detach() * num_images, num_correct, num_images])
+
+
+def seed_layers(state: TrainingState) -> None:
+    """Make the random numbers that layers draw in the next step a function of (seed, step, rank)."""
+    key = seed_for(state.settings.seed, "update", state.step, state.accelerator.process_index) >> 1
+    # Not torch.manual_seed: without a GPU it would record a call for every device type, in every step.
+    torch.default_generator.manual_seed(key)
+    if state.accelerator.device.type != "cpu":
+        torch.get_device_module(state.accelerator.device).manual_seed(key)
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """Raise `NonFiniteError` unless every value is finite; on all ranks if the values are the same there."""
+    if not torch.isfinite(values).all():
+        raise NonFiniteError(f"{what} is not finite (nothing broken was saved); lower --max-lr or raise --div-factor")
+
+
+@contextmanager
+def explain_non_finite(state: TrainingState, batches: list[Batch], folder: RunFolder, *, lr: float) -> Iterator[None]:
+    """Context that adds step, LR and images to a `NonFiniteError`, and writes them to nonfinite.json."""
+    try:
+        yield
+    except NonFiniteError as error:
+        step = state.step + 1
+        images = state.accelerator.gather(torch.cat([batch.indices for batch in batches])).tolist()
+        if state.accelerator.is_main_process:
+            with suppress(OSError):  # a full disk is not what the user has to hear about now
+                folder.write_json("nonfinite.json", {"step": step, "lr": lr, "images": images})
+        shown = ", ".join(map(str, images[:5]))
+        raise NonFiniteError(
+            f"step {step}, lr {lr:g}: {error}; its {len(images)} images ({shown}, ...) "
+            f"are in {folder.path / 'nonfinite.json'}"
+        ) from None

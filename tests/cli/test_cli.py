@@ -1,0 +1,199 @@
+"""The command line in a subprocess: output, files and exit codes."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_commands import REPOSITORY, TINY, flags, run_python
+from trainings import assert_same_bits, started, status_of, wait_for_step
+
+from cifar10_accel.settings import Settings
+
+TRAIN_COMMANDS = {"command": ("-m", "cifar10_accel", "train"), "module": ("-m", "cifar10_accel.train")}
+LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+
+
+def test_help_lists_the_commands_and_all_settings(tmp_path: Path) -> None:
+    done = run_python("-m", "cifar10_accel", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for command in ("train", "evaluate", "lr-range", "models", "recipes", "data"):
+        assert command in done.stdout
+    listed = run_python("-m", "cifar10_accel", "train", "--help", cwd=tmp_path).stdout
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in listed
+
+
+@pytest.mark.parametrize("args", [["--help"], ["train", "--max-lr=-1"], ["train", "--help"]])
+def test_help_and_invalid_settings_import_no_torch(args: list[str], tmp_path: Path) -> None:
+    """None of the slow packages is imported, which keeps these commands fast on any machine."""
+    program = (
+        "import sys\nfrom cifar10_accel.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "slow = ('torch', 'numpy', 'accelerate', 'albumentations', 'wandb', 'matplotlib')\n"
+        "print([name for name in slow if name in sys.modules])"
+    )
+    done = run_python("-c", program, *args, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_booleans_take_every_form(tmp_path: Path) -> None:
+    program = (
+        "import click\nfrom cifar10_accel.cli.flags import settings_options\n"
+        "from cifar10_accel.settings import Settings\n"
+        "@click.command()\n@settings_options\ndef show(**flags): print(Settings(**flags).nesterov, flags)\nshow()"
+    )
+    for form, expected in [
+        ("--nesterov", "True"),
+        ("--no-nesterov", "False"),
+        ("--nesterov=False", "False"),
+        ("--nesterov=true", "True"),
+        ("--no_nesterov", "False"),
+    ]:
+        assert run_python("-c", program, form, cwd=tmp_path).stdout.split()[0] == expected, form
+    assert run_python("-c", program, "--max_lr=0.1", "--max-lr=0.2", cwd=tmp_path).stdout.endswith(
+        "{'max_lr': '0.2'}\n"
+    )
+
+
+def test_train_evaluate_and_read_back(tmp_path: Path) -> None:
+    """Train, evaluate the run folder, evaluate a checkpoint, with and without TTA."""
+    done = run_python("-m", "cifar10_accel.train", *flags(TINY | {"run_dir": tmp_path / "a run"}), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "SYNTHETIC" in done.stdout
+    assert "per class" in done.stdout
+    summary = json.loads((tmp_path / "a run" / "summary.json").read_text())
+    for source in ("a run", "a run/checkpoints/step-000018"):
+        done = run_python("-m", "cifar10_accel", "evaluate", source, "--tta=flip", "--json", cwd=tmp_path)
+        metrics = json.loads(done.stdout)
+        assert metrics["test/accuracy"] == summary["test/accuracy"]
+        assert 0 <= metrics["test/accuracy_tta"] <= 1
+
+
+def test_both_train_commands_give_the_same_run(tmp_path: Path) -> None:
+    outputs = []
+    for name, command in TRAIN_COMMANDS.items():
+        done = run_python(*command, *flags(TINY | {"run_dir": tmp_path / name / "run"}), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        refused = run_python(*command, "--max-lr=-1", cwd=tmp_path)
+        _, shown_help = run_python(*command, "--help", cwd=tmp_path).stdout.split("\n", 1)  # without the usage line
+        outputs.append((refused.returncode, refused.stderr, shown_help))
+    assert outputs[0][0] == 2
+    assert outputs[0] == outputs[1]
+    assert_same_bits(*(tmp_path / name / "run" for name in TRAIN_COMMANDS))
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux's pidfd_open")
+@pytest.mark.parametrize("command", TRAIN_COMMANDS.values(), ids=TRAIN_COMMANDS)
+def test_both_train_commands_stop_when_their_launcher_dies(command: tuple[str, ...], tmp_path: Path) -> None:
+    run_dir, variables = tmp_path / "run", {"ACCELERATE_MIXED_PRECISION": "no"}  # as `accelerate launch` sets it
+    args = [*command, *flags(TINY | {"epochs": 1000, "run_dir": run_dir})]
+    with started(tmp_path, *args, program=("-c", LAUNCHER), environment=variables) as launcher:
+        wait_for_step(launcher, run_dir, 2)
+        launcher.kill()
+        deadline = time.monotonic() + 30
+        while status_of(run_dir)["state"] == "running":
+            assert time.monotonic() < deadline, "the training continues without its launcher"
+            time.sleep(0.05)
+    assert (status_of(run_dir)["state"], status_of(run_dir)["exit_code"]) == ("preempted", 143)
+
+
+def test_evaluate_rejects_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path in ("nowhere", "empty"):
+        done = run_python("-m", "cifar10_accel", "evaluate", path, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+
+
+def test_lr_range_writes_its_curve(tmp_path: Path) -> None:
+    done = run_python("-m", "cifar10_accel", "lr-range", *flags(TINY), "--steps=40", "--out=found", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "found" / "lr_range.json").read_text())
+    assert len(result["lr"]) == len(result["loss"]) == len(result["accuracy"]) > 10
+    assert (tmp_path / "found" / "lr_range.png").stat().st_size > 10_000
+    assert not (tmp_path / "runs").exists()
+
+
+def test_lr_range_prints_why_there_is_no_suggestion(tmp_path: Path) -> None:
+    args = ["--start-lr=1e-9", "--end-lr=1e-8", "--steps=12"]
+    done = run_python("-m", "cifar10_accel", "lr-range", *flags(TINY), *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no suggestion: the loss never fell" in done.stdout
+
+
+def test_recipes_and_models_describe(tmp_path: Path) -> None:
+    listed = run_python("-m", "cifar10_accel", "recipes", cwd=tmp_path).stdout
+    for name in ("resnet9", "resnet9_original", "cpu", "smoke"):
+        assert name in listed
+    described = run_python("-m", "cifar10_accel", "models", cwd=tmp_path).stdout
+    assert "6,573,120" in described
+
+
+def test_the_launcher_with_the_shipped_configuration(tmp_path: Path) -> None:
+    config = REPOSITORY / "accelerate_config.yaml"
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "cifar10_accel.train"]
+    done = run_python(*command, *flags(TINY | {"max_steps": 2, "num_threads": "none"}), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    threads = json.loads((folder / "environment.json").read_text())["threads"]
+    assert threads == len(os.sched_getaffinity(0))  # the launcher's OMP_NUM_THREADS=1 does not win
+
+
+def test_preview_draws_both_backends(tmp_path: Path) -> None:
+    shown = ["--epoch=0", "--epoch=3", "--index=5", "--low-res-fraction=0.5", "--out=p.png"]
+    command = ["-m", "cifar10_accel", "data", "preview", "--compare", *shown]
+    done = run_python(*command, *flags(TINY), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    done = run_python(*command, *flags(TINY), "--index=360", cwd=tmp_path)
+    assert (done.returncode, "index: 360 is not a training image" in done.stderr) == (2, True)
+
+
+def test_data_verify_without_data_names_the_command_to_run(tmp_path: Path) -> None:
+    done = run_python("-m", "cifar10_accel", "data", "verify", "--data-dir=here", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "cifar10-accel data fetch" in done.stderr
+
+
+def test_data_verify_checks_the_real_files(real_data_dir: Path, tmp_path: Path) -> None:
+    done = run_python("-m", "cifar10_accel", "data", "verify", f"--data-dir={real_data_dir}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("as published") >= 6
+
+
+def test_importing_all_modules_needs_no_network(tmp_path: Path) -> None:
+    program = (
+        "import importlib, pkgutil, socket\n"
+        "def refuse(*args): raise AssertionError(f'a connection at import: {args}')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "import cifar10_accel\n"
+        "for module in pkgutil.walk_packages(cifar10_accel.__path__, 'cifar10_accel.'):\n"
+        "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
+    )
+    done = run_python("-c", program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_real_images_train(real_data_dir: Path, tmp_path: Path) -> None:
+    """Half an epoch on the real data set is already far better than chance."""
+    short = {"width": 8, "max_steps": 50, "epochs": 1, "num_threads": 1}
+    kept_short = {"recipe": "cpu", "tta": "none", "tracker": "none", "run_dir": "run", "data_dir": real_data_dir}
+    done = run_python("-m", "cifar10_accel.train", *flags(short | kept_short), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["dataset"] == "cifar10"
+    assert len(np.load(tmp_path / "run" / "predictions.npz")["label"]) == 10_000
+    assert summary["test/accuracy"] > 0.3  # it was 0.42
+
+
+def test_bf16_on_a_cpu_is_real_and_warned_about(tmp_path: Path) -> None:
+    import torch
+
+    args = flags(TINY | {"precision": "bf16", "max_steps": 2, "run_dir": "run"})
+    done = run_python("-m", "cifar10_accel.train", *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["precision"] == "bf16"
+    has_instructions = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
+    assert has_instructions or "without bf16 instructions" in done.stderr

@@ -1,0 +1,86 @@
+"""The demo: its explanations, and the page itself in a headless browser."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import Browser
+from click.testing import CliRunner
+from PIL import Image
+
+from cifar10_accel.cli import main
+from cifar10_accel.commands.demo import Explainer
+
+
+@pytest.fixture(scope="module")
+def address(run_folder: Path) -> Iterator[str]:
+    """URL of a page that is served; at the end Ctrl-C has to stop it without an error message."""
+    command = [sys.executable, "-m", "cifar10_accel", "demo", str(run_folder), "--images", "100"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = next((line for line in process.stdout if "serving at" in line), "")
+        try:
+            yield line.partition("serving at ")[2].split()[0]
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                _, errors = process.communicate(timeout=60)
+            finally:
+                process.kill()  # else the end of this context waits for it
+    assert (process.returncode, "Traceback" in errors) == (0, False), errors
+
+
+def test_a_training_image_is_its_own_nearest(run_folder: Path) -> None:
+    explainer = Explainer.from_run(run_folder, num_images=10**6, data_dir=None)
+    train_split = explainer.dataset.train
+    for row in (0, 7, len(train_split) - 1):
+        explanation = explainer.explain(train_split.images[row])
+        cosine, name, number = explanation.nearest[0][1].split()
+        assert (float(cosine), name) == (1.0, explainer.dataset.class_names[train_split.labels[row]])
+        assert np.array_equal(train_split.images[int(number[1:])], train_split.images[row])
+        assert sum(explanation.probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert explanation.model_input.shape == explanation.heat.shape == (256, 256, 3)
+
+
+def test_some_of_the_training_images_keep_their_numbers(run_folder: Path) -> None:
+    explainer = Explainer.from_run(run_folder, num_images=10, data_dir=None)
+    train_split = explainer.dataset.train
+    for pixels, caption in explainer.explain(train_split.images[5]).nearest:
+        assert np.array_equal(pixels[::8, ::8], train_split.images[int(caption.split("#")[1])])
+
+
+def test_the_page_explains_images_and_requests_nothing_from_outside(address: str, tmp_path: Path) -> None:
+    Image.new("CMYK", (90, 60), (200, 0, 0, 0)).save(tmp_path / "photo.jpg")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG no more")
+    with Browser(tmp_path / "profile", width=390) as browser:
+        browser.open(address)
+        browser.wait_for("document.querySelectorAll('.grid-wrap button').length == 20")
+        browser.value("document.querySelectorAll('.grid-wrap button')[3].click()")
+        browser.wait_for("document.querySelectorAll('.grid-wrap button').length == 30")
+        first = browser.value("document.body.innerText")
+        assert re.search(r"\d%", first)
+        browser.choose_file("input[type=file]", tmp_path / "photo.jpg")
+        browser.wait_for(f"document.body.innerText.length > 100 && document.body.innerText != {first!r}")
+        browser.wait_for("document.querySelector('input[type=file]') !== null")
+        browser.choose_file("input[type=file]", tmp_path / "broken.png")
+        browser.wait_for("document.body.innerText.includes('cannot be read as an image')")
+        assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+        outside = [url for url in browser.requested if not url.startswith((address, "data:", "blob:", "about:"))]
+        assert outside == []
+
+
+def test_a_port_in_use_is_reported_in_one_line(address: str, run_folder: Path) -> None:
+    port = address.rstrip("/").rpartition(":")[2]
+    done = CliRunner().invoke(main, ["demo", str(run_folder), "--images=5", f"--port={port}"])
+    assert (done.exit_code, f"port: {port} is in use" in done.output) == (2, True)
+
+
+def test_without_gradio_the_error_names_the_package(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    done = CliRunner().invoke(main, ["demo", str(run_folder)])
+    assert (done.exit_code, "pip install 'cifar10-accel[demo]'" in done.output) == (2, True)

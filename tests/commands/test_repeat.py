@@ -1,0 +1,82 @@
+"""repeat: seeds are trained once; their statistics, and the verdict on the difference of two recipes."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from training_commands import TINY, flags, run_python
+
+from cifar10_accel.commands.repeat import plan, repeat
+from cifar10_accel.commands.statistics import SampleStats, verdict
+from cifar10_accel.errors import SettingsError
+from cifar10_accel.runs.run_folder import RunFolder
+
+
+def test_statistics_equal_those_by_hand() -> None:
+    found = SampleStats.of([0.90, 0.92, 0.94, 0.96])  # mean 0.93; squares 9, 1, 1, 9 (1e-4), their sum / 3
+    assert found.mean == pytest.approx(0.93)
+    assert found.sd == pytest.approx(math.sqrt(20e-4 / 3))
+    assert found.standard_error == pytest.approx(math.sqrt(20e-4 / 12))
+    assert found.high - found.mean == pytest.approx(3.182446 * math.sqrt(20e-4 / 12), rel=1e-6)  # t(0.975, 3)
+    assert (found.minimum, found.maximum, found.num) == (0.90, 0.96, 4)
+    assert "mean 93.00%, sd 2.58%, standard error 1.29%, min 90.00%, max 96.00% (4 seeds)" in found.summary()
+    one = SampleStats.of([0.9])
+    assert math.isnan(one.sd)
+    assert one.summary() == "mean 90.00%, min 90.00%, max 90.00% (1 seed)"
+
+
+def test_the_verdict_without_enough_seeds() -> None:
+    assert "one seed: too few" in verdict(SampleStats.of([0.01]))
+    # sd 0.02 around 0.01: t(0.975, n - 1) * 0.02 / sqrt(n) < 0.01 first holds at n = 18 (2.110 * 2 / 4.243 = 0.995)
+    text = verdict(SampleStats.of([-0.01, 0.01, 0.03]))
+    assert "+1.00 points, 95% interval -3.97 to +5.97: too few seeds" in text  # 4.302653 * 0.02 / sqrt(3)
+    assert "about 18 would be enough" in text
+    assert "more than chance" in verdict(SampleStats.of([0.010, 0.011, 0.012, 0.011, 0.010]))
+    assert "only if accuracies are normally" in verdict(SampleStats.of([0.010, 0.011]))
+    assert "would be enough" not in verdict(SampleStats.of([-0.01, 0.01]))  # no difference at all: no number helps
+
+
+def test_seeds_are_trained_once_and_compared(tmp_path: Path) -> None:
+    shorter = {"epochs": 2, "max_steps": 3}
+    (tmp_path / "other.yaml").write_text("dataset: synthetic\nmax_lr: 0.01\n")
+    tiny = {name: value for name, value in TINY.items() if name != "recipe"} | shorter
+    args = ["-m", "cifar10_accel", "repeat", "--seeds=2", "--workers=2", *flags(tiny), "--recipe=smoke"]
+    done = run_python(*args, "--against=other.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 runs to train" in done.stdout
+    assert "difference" in done.stdout
+    assert "val/accuracy of SYNTHETIC images" in done.stdout
+    (written,) = (tmp_path / "runs" / "repeat").rglob("repeat.json")
+    outcome = json.loads(written.read_text())
+    values = list(outcome["recipe"]["values"].values())
+    summaries = [RunFolder(written.parent / f"seed-{seed}").read_json("summary.json") for seed in (0, 1)]
+    assert values == [summary["val/accuracy"] for summary in summaries]
+    assert outcome["recipe"]["spread"]["mean"] == pytest.approx(sum(values) / 2)
+    assert outcome["difference"]["num"] == 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("summary.json")}
+    assert len(before) == 4
+    _, runs = plan(tiny | {"recipe": "smoke"}, num_seeds=3)
+    assert [run.is_done() for run in runs] == [True, True, False]
+    for changes in ({"max_lr": 0.3}, {"max_steps": None}):  # as when the name is given and the settings are others
+        assert not replace(runs[0], settings=runs[0].settings.model_copy(update=changes)).is_done()
+    again = run_python(*args, cwd=tmp_path)
+    assert (again.returncode, "0 of 2 runs to train" in again.stdout) == (0, True), again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("summary.json")}
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(**changes: object) -> None:
+        repeat(TINY | changes, num_seeds=2, against="smoke", num_workers=1, echo=print)
+
+    with pytest.raises(SettingsError, match="'smoke' resolves to the same settings"):
+        run()
+    (tmp_path / "other.yaml").write_text("val_size: 20\n")
+    without_size = {name: value for name, value in TINY.items() if name != "val_size"} | {"recipe": "other.yaml"}
+    with pytest.raises(SettingsError, match="val_size: 0 and 20 differ"):
+        repeat(without_size, num_seeds=2, against="smoke", num_workers=1, echo=print)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingsError, match="starts its own processes"):
+        run()
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,157 @@
+"""A checkpoint is complete or is not used, and a failed save leaves the earlier ones unchanged."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cifar10_accel.errors import InputError, OutOfResourcesError
+from cifar10_accel.runs import checkpoint
+from cifar10_accel.runs.checkpoint import CheckpointData
+
+
+def state(step: int, value: float = 1.0) -> CheckpointData:
+    """A small state whose tensors are filled with `value`."""
+    weight = torch.full((2, 3, 4, 4), value).to(memory_format=torch.channels_last)
+    return CheckpointData(
+        step=step, model={"w": weight}, average=None, training={"optimizer": {"m": weight * 2}, "seconds": 1.5}
+    )
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    random = torch.randn(5, 3, 2, 2).to(memory_format=torch.channels_last)
+    saved = CheckpointData(
+        step=7,
+        model={"w": random},
+        average={"n_averaged": torch.tensor(3), "module.w": random + 1},
+        training={"momentum": random * 2},
+    )
+    loaded = checkpoint.load(checkpoint.save(tmp_path, saved, keep=2))
+    assert loaded.step == 7
+    assert torch.equal(loaded.model["w"], random)
+    assert loaded.evaluated.keys() == {"w"}
+    assert torch.equal(loaded.evaluated["w"], random + 1)
+    assert torch.equal(loaded.training["momentum"], random * 2)
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 5):
+        checkpoint.save(tmp_path, state(step), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000003", "step-000004"]
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-000004"
+
+
+def _truncate(path: Path) -> None:
+    file = path / "model.safetensors"
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def _flip_a_byte(path: Path) -> None:
+    content = bytearray((path / "training.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / "training.pt").write_bytes(content)
+
+
+def _empty(path: Path) -> None:
+    for file in path.iterdir():
+        file.unlink()
+
+
+def _break_the_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text('{"files": ')
+
+
+def _remove_the_manifest(path: Path) -> None:
+    (path / "manifest.json").unlink()
+
+
+DAMAGES = [_truncate, _flip_a_byte, _empty, _break_the_manifest, _remove_the_manifest]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_is_set_aside_and_the_one_before_is_used(
+    damage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, state(step), keep=2)
+    damage(tmp_path / "step-000002")
+    assert checkpoint.clean_up(tmp_path) == tmp_path / "step-000001"
+    assert "step-000002 is damaged" in capsys.readouterr().err
+    assert (tmp_path / "step-000002.bad").is_dir()
+    checkpoint.save(tmp_path, state(2), keep=2)  # its folder name is free again
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-000002"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_loading_a_damaged_one_is_an_input_error(damage, tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, state(1), keep=2)
+    damage(path)
+    with pytest.raises(InputError, match="step-000001: "):
+        checkpoint.load(path)
+
+
+def test_only_damaged_ones_are_an_error_not_a_silent_restart(tmp_path: Path) -> None:
+    _truncate(checkpoint.save(tmp_path, state(1), keep=2))
+    with pytest.raises(InputError, match="every checkpoint is damaged"):
+        checkpoint.clean_up(tmp_path)
+    assert checkpoint.newest(tmp_path / "never") is None
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1), keep=2)
+    (tmp_path / "step-000002.tmp").mkdir()
+    (tmp_path / "step-000002.tmp" / "model.safetensors").write_bytes(b"half")
+    assert checkpoint.clean_up(tmp_path) == tmp_path / "step-000001"
+    assert not (tmp_path / "step-000002.tmp").exists()
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), RuntimeError("unexpected pos")])
+def test_a_full_disk_leaves_the_old_ones_and_no_temporary_files(
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path, state(1), keep=2)
+
+    def full(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutOfResourcesError, match="free some disk space"):
+        checkpoint.save(tmp_path, state(2), keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    assert checkpoint.load(tmp_path / "step-000001").step == 1
+
+
+class _Marker:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return (Path.touch, (self.path,))
+
+
+def test_loading_runs_no_code(tmp_path: Path) -> None:
+    """A malicious pickle is refused even if the manifest has its hash."""
+    path = checkpoint.save(tmp_path, state(1), keep=2)
+    marker = tmp_path / "was-run"
+    (path / "training.pt").write_bytes(pickle.dumps(_Marker(marker), protocol=2))
+    manifest = json.loads((path / "manifest.json").read_text())
+    pickled = path / "training.pt"
+    manifest["files"]["training.pt"] = {"bytes": pickled.stat().st_size, "sha256": checkpoint._sha256(pickled)}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError):
+        checkpoint.load(path)
+    assert not marker.exists()
+
+
+def test_another_model_is_refused_by_name_and_shape(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    before = model.weight.clone()
+    with pytest.raises(InputError, match=r"weight is \(2, 4\) there but \(2, 3\) in this model"):
+        checkpoint.load_into(model, {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, source=tmp_path)
+    with pytest.raises(InputError, match="bias is absent there"):
+        checkpoint.load_into(model, {"weight": torch.zeros(2, 3)}, source=tmp_path)
+    assert torch.equal(model.weight, before)

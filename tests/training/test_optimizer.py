@@ -1,0 +1,110 @@
+"""Parameter groups, and Muon: its steps for convolutions, and plain SGD for the rest."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from waiting import Watch
+
+from cifar10_accel.models.registry import build_model
+from cifar10_accel.settings import ModelSettings, OptimSettings
+from cifar10_accel.training.muon import Muon, orthogonalized
+from cifar10_accel.training.optimizer import make_optimizer, parameter_groups, set_lr
+
+
+def airbench94() -> nn.Module:
+    torch.manual_seed(0)
+    settings = ModelSettings(model="airbench94", width=8, whitening=True, norm_scale=False)
+    return build_model(settings, num_classes=10)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
+def test_groups_hold_everything_trained_once(optimizer: str) -> None:
+    model = airbench94()
+    groups = parameter_groups(model, OptimSettings.model_validate({"optimizer": optimizer}))
+    members = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(members) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    assert len(groups) == (3 if optimizer == "muon" else 2)
+
+
+def test_lr_factors_do_not_change_the_decay_of_a_step() -> None:
+    settings = OptimSettings(optimizer="muon", bias_lr_factor=64, conv_lr_factor=0.25, weight_decay=0.01)
+    optimizer = make_optimizer(airbench94(), settings)
+    set_lr(optimizer, 2.0)
+    weights, biases, filters = optimizer.param_groups
+    assert (weights["lr"], biases["lr"], filters["lr"]) == (2.0, 128.0, 0.5)
+    assert weights["lr"] * weights["weight_decay"] == pytest.approx(biases["lr"] * biases["weight_decay"])
+    assert filters["weight_decay"] == 0
+
+
+def test_decay_of_biases_can_be_off() -> None:
+    _, biases = parameter_groups(airbench94(), OptimSettings(decay_norm_and_bias=False))
+    assert biases["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
+def test_orthogonalized_keeps_directions_and_levels_sizes(shape: tuple[int, int]) -> None:
+    """The singular vectors stay, the singular values come near one, whatever the scale."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, sizes, vh = torch.linalg.svd(matrix, full_matrices=False)
+    levelled = u.T @ orthogonalized(matrix) @ vh.T
+    assert (levelled - levelled.diag().diag()).abs().max() < 1e-10
+    large = sizes > 0.1 * sizes.max()
+    assert levelled.diag()[large].min() > 0.5
+    assert levelled.diag().max() < 1.3
+    torch.testing.assert_close(orthogonalized(1e3 * matrix), orthogonalized(matrix), rtol=1e-5, atol=1e-5)
+
+
+def test_the_relative_size_of_muons_step_is_the_lr_for_any_gradient() -> None:
+    filters = nn.Parameter(torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)))
+    optimizer = Muon([{"params": [filters], "orthogonal": True}], lr=0.1, momentum=0.6, nesterov=True)
+    for scale in (1e-6, 1.0, 1e6):
+        before = filters.detach() * len(filters) ** 0.5 / filters.detach().norm()
+        filters.grad = scale * torch.randn(filters.shape, generator=torch.Generator().manual_seed(1))
+        optimizer.step()
+        moved = (filters.detach() - before).norm() / before.norm()
+        assert 0.08 < moved < 0.12
+
+
+def test_muon_leaves_the_rest_to_sgd() -> None:
+    weights = [nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
+    ours = Muon([{"params": [weights[0]]}], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+    theirs = torch.optim.SGD([weights[1]], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+    for step in range(3):
+        for weight in weights:
+            weight.grad = torch.full((3, 2), float(step + 1))
+        ours.step()
+        theirs.step()
+    assert torch.equal(*weights)
+
+
+def _trained(optimizer: str, *, steps: Sequence[str], scaled: bool) -> tuple[list[Tensor], list[str]]:
+    """Return the weights of a small model after these steps, and the operations that synchronised."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 4, 2))
+    images = torch.randn(8, 3, 4, 4)
+    stepper = make_optimizer(model, OptimSettings.model_validate({"optimizer": optimizer}), fused=True)
+    set_lr(stepper, 0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=scaled)
+    with Watch() as watch:
+        for step in steps:
+            loss = model(images).square().mean() * (float("inf") if step == "overflow" else 1)
+            scaler.scale(loss).backward()
+            if step == "clipped":
+                scaler.unscale_(stepper)
+            scaler.step(stepper)
+            scaler.update(2.0**16)
+            stepper.zero_grad()
+    return list(model.parameters()), watch.waited_for
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
+def test_a_loss_scaler_changes_nothing_skips_overflows_and_never_waits(optimizer: str) -> None:
+    """The initial scale is high, so that the first step overflows."""
+    expected, _ = _trained(optimizer, steps=3 * ["normal"], scaled=False)
+    for steps in (3 * ["normal"], 3 * ["clipped"], ["overflow", "normal", "normal", "overflow", "normal"]):
+        found, waited_for = _trained(optimizer, steps=steps, scaled=True)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        assert waited_for == []
