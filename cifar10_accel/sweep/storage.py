@@ -1,5 +1,6 @@
 """Optuna storage of a sweep: a journal file in its folder, or a database shared by several machines."""
 
+import random
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from cifar10_accel.errors import OutOfResourcesError, SettingsError
 from cifar10_accel.formatting import error_line
 
 JOURNAL = "journal.log"
+OPEN_ATTEMPTS = 5
 
 
 def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
@@ -25,16 +27,17 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
     if url is None:
         path = str(folder / JOURNAL)
         return optuna.storages.JournalStorage(JournalFileBackend(path, lock_obj=_KernelLock(path)))
-    try:
-        return optuna.storages.RDBStorage(url)
-    except Exception:  # of each database's own type; also if two runners create the tables at the same time
-        time.sleep(2)
-    try:
-        return optuna.storages.RDBStorage(url)
-    except Exception as error:
-        raise SettingsError(
-            f"storage: cannot be opened ({error_line(error)}); give a URL like postgresql://user@host/base"
-        ) from None
+    for remaining in reversed(range(OPEN_ATTEMPTS)):
+        try:
+            return optuna.storages.RDBStorage(url)
+        except Exception as error:  # of each database's own type
+            if not remaining:
+                raise SettingsError(
+                    f"storage: cannot be opened ({error_line(error)}); give a URL like postgresql://user@host/base"
+                ) from None
+            # Runners that create the tables at the same time fail together: at random times they do not meet again.
+            time.sleep(random.uniform(0.3, 1.5))
+    raise AssertionError("unreachable")
 
 
 class _KernelLock(JournalFileOpenLock):
