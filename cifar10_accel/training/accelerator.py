@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast_object_list
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -23,6 +23,13 @@ from cifar10_accel.subprocesses import num_cores
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+# Set by `accelerate launch`: engines that shard or replace the model, the optimizer or the step.
+OTHER_ENGINES = (
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +47,17 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     if num_launched > 1:
         # Imported later, as DDP does, its functions would keep the process group alive as a default argument.
         importlib.import_module("torch.distributed.nn.functional")
+    _refuse_other_engines()
     _join_after_restart(timeout)
     try:
         accelerator = Accelerator(
             mixed_precision=settings.precision,
             cpu=without_gpu and num_launched > 1,  # else N ranks of a GPU launch all become rank 0 of 1
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+            # Explicit, because a launch file or the environment would change the gradients or the model otherwise;
+            # accumulation and compilation are settings of this package.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
         )
     except ValueError as error:  # such as an incomplete set of a launcher's variables
         raise SettingsError(f"launch: {error}; start with `accelerate launch` or torchrun") from None
@@ -81,6 +93,18 @@ def launch_info(accelerator: Accelerator) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
     }
+
+
+def _refuse_other_engines() -> None:
+    """Raise `SettingsError` for a launch that Accelerate would carry out with another engine or in FP8."""
+    requested = [name for name in OTHER_ENGINES if os.environ.get(name, "false").lower() in ("1", "true", "yes")]
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() == "fp8":
+        requested.append("ACCELERATE_MIXED_PRECISION=fp8")
+    if requested:
+        raise SettingsError(
+            f"launch: {requested[0]} is set, by a launch file or `accelerate launch`, but training here is plain data "
+            "parallel in float32, fp16 or bf16; remove it from the launch"
+        )
 
 
 def _join_after_restart(timeout: timedelta) -> None:

@@ -1,10 +1,11 @@
-"""Freed memory is kept by the process."""
+"""The launch: memory that is kept, and what a launch file may not change."""
 
 import platform
 from pathlib import Path
 
 import pytest
-from training_commands import run_python
+from training_commands import TINY, flags, run_python
+from trainings import assert_same_bits
 
 # Page faults of filling 64 MB (16,384 pages) a second time, before and after.
 PROGRAM = """
@@ -30,3 +31,35 @@ def test_freed_memory_is_used_again(tmp_path: Path) -> None:
     before, after = map(int, run_python("program.py", cwd=tmp_path).stdout.split())
     assert after < 100
     assert before > 10 * max(1, after)
+
+
+def test_variables_of_a_launch_file_do_not_change_the_training(tmp_path: Path) -> None:
+    variables = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_DYNAMO_BACKEND": "AOT_EAGER",
+        "ACCELERATE_GRADIENT_CLIPPING": "0.001",
+        "ACCELERATE_DOWNCAST_BF16": "true",
+    }
+    runs = [tmp_path / "plain", tmp_path / "launched"]
+    for run, environment in zip(runs, ({}, variables), strict=True):
+        arguments = flags(TINY | {"max_steps": 6, "grad_accum_steps": 2, "precision": "no", "run_dir": run})
+        done = run_python("-m", "cifar10_accel.train", *arguments, cwd=tmp_path, **environment)
+        assert done.returncode == 0, done.stderr
+    assert_same_bits(*runs)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"ACCELERATE_USE_FSDP": "true"},
+        {"ACCELERATE_USE_DEEPSPEED": "true"},
+        {"ACCELERATE_USE_MEGATRON_LM": "1"},
+        {"ACCELERATE_MIXED_PRECISION": "fp8"},
+    ],
+    ids=lambda variables: next(iter(variables)),
+)
+def test_other_engines_are_refused_in_one_line(variables: dict[str, str], tmp_path: Path) -> None:
+    done = run_python("-m", "cifar10_accel.train", *flags(TINY), cwd=tmp_path, **variables)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"error: launch: {next(iter(variables))}")
