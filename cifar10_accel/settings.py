@@ -139,7 +139,7 @@ class ScheduleSettings(_Section):
         None, ge=1, description="stop after this many steps; the LR curve stays that of all epochs"
     )
     max_lr: float = Field(0.4, gt=0, le=1000, description="LR at the peak of the one-cycle")
-    peak_epoch: float = Field(5.0, ge=0, description="epoch at which the LR peaks")
+    peak_epoch: float = Field(5.0, ge=0, description="epoch of the LR peak; --epochs alone moves it in proportion")
     div_factor: float = Field(25.0, ge=1, le=1e9, description="the first LR is max_lr / div_factor")
     final_div_factor: float = Field(
         1e4, ge=1, le=1e12, description="the last LR is the first LR / final_div_factor; 1: no annihilation"
@@ -305,7 +305,8 @@ class Settings(
 
     @model_validator(mode="after")
     def _agree_with_each_other(self) -> Self:
-        if self.peak_epoch >= self.epochs:
+        peak_is_open = self.recipe == "auto" and "peak_epoch" not in self.model_fields_set  # until it is resolved
+        if self.peak_epoch >= self.epochs and not peak_is_open:
             raise ValueError(
                 f"peak_epoch: {self.peak_epoch:g} is not before the end of {self.epochs} epochs; "
                 f"give --peak-epoch a value below {self.epochs}"

@@ -24,7 +24,18 @@ class RecipeSource(PydanticBaseSettingsSource):
         recipe = str(self.current_state.get("recipe", "auto"))
         if recipe == "auto" or self.current_state.keys() >= self.settings_cls.model_fields.keys():
             return {}  # a run's own settings.yaml has every value, and may outlive the recipe's file
-        return read_recipe(recipe)
+        return self._with_scaled_peak(read_recipe(recipe))
+
+    def _with_scaled_peak(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Keep the LR peak at the same share of the run where only the number of epochs is given."""
+        if "epochs" not in self.current_state or "peak_epoch" in self.current_state:
+            return values
+        fields = self.settings_cls.model_fields
+        epochs, peak = (values.get(name, fields[name].default) for name in ("epochs", "peak_epoch"))
+        try:
+            return values | {"peak_epoch": peak * float(self.current_state["epochs"]) / epochs}
+        except (TypeError, ValueError, ZeroDivisionError):  # one of them is no number: validation says so
+            return values
 
 
 def refuse_unknown_environment(names: Collection[str]) -> None:

@@ -1,6 +1,7 @@
 """Every wrong setting is one line that names it, the value seen and what is allowed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,6 +123,37 @@ def test_auto_becomes_a_recipe_and_what_was_given_wins() -> None:
         assert Settings().resolve_recipe(on_cpu=on_cpu) == Settings(recipe=recipe)
         given = Settings(max_lr=0.123, seed=7).resolve_recipe(on_cpu=on_cpu)
         assert given == Settings(recipe=recipe, max_lr=0.123, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("given", "peak_epoch"),
+    [
+        ({"recipe": "resnet9", "epochs": 12}, 2.5),
+        ({"recipe": "resnet9", "epochs": "48"}, 10),
+        ({"recipe": "accuracy96", "epochs": 10}, 1),
+        ({"recipe": "cpu", "epochs": 2}, 0),
+        ({"recipe": "resnet9", "epochs": 12, "peak_epoch": 4}, 4),
+        ({"recipe": "resnet9"}, 5),
+    ],
+)
+def test_epochs_alone_keep_the_share_of_the_peak(given: dict[str, Any], peak_epoch: float, tmp_path: Path) -> None:
+    settings = Settings(**given)
+    assert settings.peak_epoch == peak_epoch
+    (tmp_path / "settings.yaml").write_text(settings.to_yaml())
+    assert Settings(**read_yaml(tmp_path / "settings.yaml")) == settings
+
+
+def test_a_short_run_of_the_recipe_auto_is_valid_wherever_it_is_resolved() -> None:
+    settings = Settings(epochs=2)
+    assert settings.resolve_recipe(on_cpu=True).peak_epoch == 0
+    assert settings.resolve_recipe(on_cpu=False).peak_epoch == 5 * 2 / 24
+    with pytest.raises(SettingsError, match="peak_epoch: 3 is not before the end of 2 epochs"):
+        Settings(epochs=2, peak_epoch=3)
+
+
+def test_epochs_of_the_environment_move_the_peak_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR10_ACCEL_EPOCHS", "6")
+    assert Settings(recipe="resnet9").peak_epoch == 1.25
 
 
 def test_every_setting_is_described() -> None:

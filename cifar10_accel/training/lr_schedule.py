@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from cifar10_accel.errors import SettingsError
 from cifar10_accel.settings import ScheduleSettings
 
 
@@ -59,6 +60,13 @@ class LrRange:
     min_lr: float
     max_lr: float
     growth: Literal["exponential", "linear"]
+
+    def __post_init__(self) -> None:
+        if self.max_lr <= self.min_lr:
+            raise SettingsError(
+                f"end-lr: {self.max_lr:g} is not above the first LR, {self.min_lr:g}; "
+                "give --end-lr a value above --start-lr"
+            )
 
     def lr_at(self, step: int) -> float:
         """Return the LR of step `step`: `min_lr` at 0, `max_lr` at `total_steps - 1`."""

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from cifar10_accel.commands.lr_range import LrRangeResult, suggest
+from cifar10_accel.errors import SettingsError
 from cifar10_accel.training.lr_schedule import LrRange
 
 LRS = [LrRange(total_steps=100, min_lr=1e-4, max_lr=10, growth="exponential").lr_at(step) for step in range(100)]
@@ -28,6 +29,12 @@ def test_a_curve_that_falls_and_rises() -> None:
 def test_a_loss_that_falls_to_the_end_has_no_minimum() -> None:
     found = result([2.3 - 0.01 * step for step in range(100)])
     assert (found.reason, found.tenth_of_minimum) == ("", None)
+
+
+@pytest.mark.parametrize("end_lr", [0.5, 0.1], ids=["equal", "falling"])
+def test_bounds_that_do_not_rise_are_refused_before_the_test(end_lr: float) -> None:
+    with pytest.raises(SettingsError, match=f"end-lr: {end_lr} is not above the first LR, 0.5"):
+        LrRange(total_steps=10, min_lr=0.5, max_lr=end_lr, growth="linear")
 
 
 @pytest.mark.parametrize(
