@@ -13,6 +13,9 @@ from cifar10_accel.errors import InputError, SettingsError
 if TYPE_CHECKING:  # settings are read through here, and importing NumPy would delay every --help
     import numpy.typing as npt
 
+_UMASK = os.umask(0)  # can only be read by setting it
+os.umask(_UMASK)
+
 Arrays = Mapping[str, "npt.NDArray[Any]"]
 
 
@@ -37,6 +40,11 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file by UTF-8 text, atomically (`replace_file`)."""
     with replace_file(path) as file:
         file.write(text.encode())
+
+
+def use_default_permissions(path: Path) -> None:
+    """Give a file the permissions that new files have; safetensors creates files that only their owner can read."""
+    path.chmod(0o666 & ~_UMASK)
 
 
 def save_arrays(path: Path, arrays: Arrays) -> None:

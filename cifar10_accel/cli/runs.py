@@ -56,7 +56,7 @@ def evaluate(run_or_checkpoint: Path, as_json: bool, **given: str | None) -> Non
 def predict(
     run_or_checkpoint: Path, images: tuple[Path, ...], top: int, form: str, skip_bad: bool, overlays: Path | None
 ) -> None:
-    """Predict the class of image files, of any size and kind, with a trained run."""
+    """Predict the class of image files with a trained run: files of any size and kind, folders of them, patterns."""
     from rich.console import Console
 
     from cifar10_accel.commands import predict as command

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cifar10_accel.data.datasets import Split, load_dataset
 from cifar10_accel.errors import InputError, SettingsError
+from cifar10_accel.files import use_default_permissions
 from cifar10_accel.models.classifier import Classifier
 from cifar10_accel.runs.run_folder import RunFolder, locate_checkpoint
 
@@ -73,21 +74,24 @@ def export(source: Path, target: Path, *, form: Format) -> Parity:
     model, run = Classifier.from_run(source), locate_checkpoint(source)[0]
     settings = run.settings()
     split = load_dataset(settings, seed=settings.seed).test
-    aside = target.with_name(f"unchecked-{target.name}")
+    temporary = target.with_name(f"unchecked-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        parity = compare(model, WRITERS[form](model, run, aside), split)
+        parity = compare(model, WRITERS[form](model, run, temporary), split)
         if not parity.holds:
             raise InputError(
                 f"{source}: the {form} file is another model ({parity}) and was not kept; try another format"
             )
-        aside.rename(target)
+        for path in (temporary, *temporary.rglob("*")):
+            if path.is_file():
+                use_default_permissions(path)
+        temporary.rename(target)
     except ImportError as error:
         raise SettingsError(f"format: {form} needs {error.name}; pip install 'cifar10-accel[onnx]'") from None
     except OSError as error:
         raise SettingsError(f"out: {target} cannot be written ({error.strerror}); give another --out") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True) if aside.is_dir() else aside.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
     return parity
 
 

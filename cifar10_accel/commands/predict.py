@@ -1,8 +1,10 @@
 """Predict the class of image files with a trained run."""
 
 import csv
+import glob
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -42,21 +44,46 @@ def predict(source: Path, paths: Sequence[Path], *, top: int, overlays: Path | N
 
     Args:
         source: A run folder or a checkpoint in one.
-        paths: The image files.
+        paths: Image files, folders of them, or glob patterns (`find_images`).
         top: Classes per image.
         overlays: Folder for a picture of each image, <name>-<class>.png: the model's input, plain and with the
             Grad-CAM of its most probable class.
 
     Returns:
-        One prediction per path, in their order. A file that cannot be read has a fault, and does not stop the others.
+        One prediction per file, in their order. A file that cannot be read has a fault, and does not stop the others.
 
     Raises:
-        InputError: `source` is not a run.
+        InputError: `source` is not a run, or a folder or pattern has no images.
         OutOfResourcesError: The pictures cannot be written.
     """
+    files = find_images(paths)
     model = Classifier.from_run(source)
-    batches = (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
+    batches = (files[start : start + BATCH] for start in range(0, len(files), BATCH))
     return [prediction for batch in batches for prediction in _predict_batch(model, batch, top=top, overlays=overlays)]
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the image files that paths name: files as they are, folders and glob patterns searched recursively.
+
+    What a folder or a pattern holds comes in natural order: image 2 before image 10.
+
+    Raises:
+        InputError: A folder or pattern has no images.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            known = Image.registered_extensions()
+            found = [file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()]
+        elif glob.has_magic(str(path)) and not path.exists():
+            found = [file for name in glob.glob(str(path), recursive=True) if (file := Path(name)).is_file()]
+        else:
+            files.append(path)
+            continue
+        if not found:
+            raise InputError(f"{path}: no image files there; give image files, a folder of them or a pattern")
+        files += sorted(found, key=_natural_order)
+    return files
 
 
 def as_table(predictions: Sequence[Prediction]) -> Table:
@@ -130,6 +157,10 @@ def enlarged(pixels: Pixels) -> Pixels:
 def _free_name(folder: Path, stem: str) -> Path:
     names = (f"{stem}{number}.png" for number in chain([""], (f"-{k}" for k in count(2))))
     return next(folder / name for name in names if not (folder / name).exists())
+
+
+def _natural_order(path: Path) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", str(path))]
 
 
 def _best_classes(

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cifar10_accel.errors import InputError, OutOfResourcesError
+from cifar10_accel.files import use_default_permissions
 from cifar10_accel.runs import legacy
 
 logger = logging.getLogger(__name__)
@@ -185,6 +186,8 @@ def _write(folder: Path, data: CheckpointData) -> None:
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
     manifest = {"format_version": FORMAT_VERSION, "step": data.step, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in folder.iterdir():
+        use_default_permissions(path)
     for path in [*folder.iterdir(), folder]:
         _fsync(path)
 

@@ -49,6 +49,29 @@ def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 50), **o
     return path
 
 
+def test_folders_and_patterns_are_searched_in_natural_order(run_folder: Path, tmp_path: Path) -> None:
+    names = ["a/img2.png", "a/img10.png", "a/deep/er/img1.jpg", "b [1]/x.png", "b [1]/*.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(tmp_path / name)
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+
+    def found(*args: str) -> list[str]:
+        done = call("predict", run_folder, *(tmp_path / arg for arg in args), "--format=json")
+        assert done.exit_code == 0, done.output
+        return [str(Path(entry["file"]).relative_to(tmp_path)) for entry in json.loads(done.stdout)]
+
+    assert found("a") == ["a/deep/er/img1.jpg", "a/img2.png", "a/img10.png"]
+    assert found("a/img*.png", "a/deep") == ["a/img2.png", "a/img10.png", "a/deep/er/img1.jpg"]
+    assert found("**/*.jpg") == ["a/deep/er/img1.jpg"]
+    assert found("b [1]/*.png") == ["b [1]/*.png"]  # a file of that name is that file
+    (tmp_path / "empty").mkdir()
+    for nothing in ("empty", "a/*.webp"):
+        done = call("predict", run_folder, tmp_path / nothing)
+        assert (done.exit_code, done.stderr.count("\n")) == (3, 1)
+        assert done.stderr.startswith(f"error: {tmp_path / nothing}: no image files there")
+
+
 def test_any_readable_image_is_predicted_and_the_others_are_named(run_folder: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
@@ -75,7 +98,6 @@ def test_any_readable_image_is_predicted_and_the_others_are_named(run_folder: Pa
         tmp_path / "text.png",
         tmp_path / "empty.png",
         tmp_path / "missing.png",
-        tmp_path,
         tmp_path / "bomb.png",
     ]
 
@@ -125,6 +147,8 @@ def test_an_export_behaves_like_the_run(form: str, run_folder: Path, tmp_path: P
     assert done.exit_code == 0, done.output
     assert "class equal on 80 of 80 test images" in done.stdout
     assert [path.name for path in out.parent.iterdir()] == [out.name]
+    for path in (out, *out.rglob("*")):
+        assert path.is_dir() or path.stat().st_mode & 0o044 == 0o044, f"only its owner can read {path.name}"
     if form == "hub":
         assert {path.name for path in out.iterdir()} >= {"README.md", "config.json", "model.safetensors"}
         card = (out / "README.md").read_text()

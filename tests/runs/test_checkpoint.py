@@ -38,6 +38,14 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(loaded.training["momentum"], random * 2)
 
 
+def test_colleagues_can_read_a_checkpoint(tmp_path: Path) -> None:
+    """Files have the permissions that the umask gives to new files, which safetensors by itself does not."""
+    (tmp_path / "new").touch()
+    saved = checkpoint.save(tmp_path / "checkpoints", state(1), keep=2)
+    modes = {path.name: path.stat().st_mode for path in saved.iterdir()}
+    assert set(modes.values()) == {(tmp_path / "new").stat().st_mode}, modes
+
+
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in range(1, 5):
         checkpoint.save(tmp_path, state(step), keep=2)

@@ -109,7 +109,8 @@ def copy_prerequisites(folder: Path, run: Path) -> None:
     smoke.write_text(smoke.read_text().replace("run_cap: 12", "run_cap: 1"))
     shutil.copy(REPOSITORY / "accelerate_config.yaml", folder)
     (folder / "my.yaml").write_text("max_lr: 0.1\n")
-    for name in ("photo.jpg", "other.png"):
+    for name in ("photo.jpg", "other.png", "photos/third.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (48, 40), "teal").save(folder / name)
 
 
