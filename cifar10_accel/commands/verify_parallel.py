@@ -124,12 +124,14 @@ def compare(
 def table(comparisons: Sequence[Comparison]) -> Table:
     """Return a table with one row per comparison: bit-equal or not, or the largest relative differences."""
     first = f"first {JUDGED_STEPS}, all"
-    result = Table("procs", "vs 1 with", "LR", "images", "pixels", f"loss\n{first}", f"gradient norm\n{first}")
+    result = Table(
+        "procs", "vs 1 with\nmicro-\nbatches", "LR", "images", "pixels", f"loss\n{first}", f"gradient norm\n{first}"
+    )
     for comparison in comparisons:
         exact, close = comparison.findings[: len(EXACT)], comparison.findings[len(EXACT) : len(EXACT + CLOSE)]
         cells = ["differ" if finding.first_difference else "equal" for finding in exact]
         cells += [f"{finding.largest_early:.1e}, {finding.largest:.1e}" for finding in close]
-        result.add_row(str(comparison.num_processes), comparison.micro_batches, *cells)
+        result.add_row(str(comparison.num_processes), comparison.micro_batches.removesuffix(" micro-batches"), *cells)
     return result
 
 
