@@ -177,8 +177,9 @@ def scaled_down(images: Tensor, size: int) -> Tensor:
     Returns:
         (B, 3, size, size), channels_last.
     """
-    smaller = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-    return smaller.contiguous(memory_format=torch.channels_last)
+    source = images.float() if images.device.type == "cpu" else images  # on CPUs there is no half-precision kernel
+    smaller = F.interpolate(source, size=(size, size), mode="bilinear", antialias=True)
+    return smaller.to(images.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _kill_workers() -> None:
