@@ -48,7 +48,20 @@ class Preempted(UserError):
         self.exit_code = 128 + signal_number
 
 
+# Names of models and recipes in earlier versions; runs/legacy.py reads old run folders by them.
+FORMER_NAMES = {
+    "custom_resnet": "resnet9",
+    "speednet": "airbench94",
+    "speednet_deep": "airbench96",
+    "resnet24": "resnet9",
+    "resnet24_plus": "resnet9_plus",
+    "original24": "resnet9_original",
+}
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """Return a hint at the known word that is closest to this one; empty if none is close."""
+    if FORMER_NAMES.get(word) in known:
+        return f" (did you mean {FORMER_NAMES[word]!r}?)"
     close = difflib.get_close_matches(word.replace("-", "_"), known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -31,6 +31,8 @@ from cifar10_accel.settings import Settings
         ({"augment": "crop,flp"}, "'flp'"),
         ({"max_lrr": 1}, "did you mean 'max_lr'"),
         ({"recipe": "resnet42"}, "did you mean 'resnet9'"),
+        ({"model": "speednet"}, "did you mean 'airbench94'"),  # a name of an earlier version
+        ({"recipe": "original24"}, "did you mean 'resnet9_original'"),
         ({"tta": "multi-crop"}, "'none', 'flip' or 'multicrop' (did you mean 'multicrop'?)"),
         ({"run_name": "a/b"}, "run_name: 'a/b'"),
     ],

@@ -2,21 +2,18 @@
 
 from typing import Any
 
-# Values of settings in settings.yaml that have been renamed.
-RENAMED_VALUES = {
-    "model": {"custom_resnet": "resnet9", "speednet": "airbench94", "speednet_deep": "airbench96"},
-    "recipe": {"resnet24": "resnet9", "resnet24_plus": "resnet9_plus", "original24": "resnet9_original"},
-}
+from cifar10_accel.errors import FORMER_NAMES
+
+# Settings in settings.yaml some of whose values have been renamed.
+RENAMED_SETTINGS = ("model", "recipe")
 # Keys of a checkpoint's training.pt, up to format version 1.
 RENAMED_TRAINING_KEYS = {"since_line": "metrics_since_log", "since_epoch": "epoch_metrics", "recorded": "dynamics"}
 
 
 def translate_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a settings.yaml under their present names."""
-    return {
-        name: RENAMED_VALUES.get(name, {}).get(value, value) if isinstance(value, str) else value
-        for name, value in values.items()
-    }
+    renamed = {name: values[name] for name in RENAMED_SETTINGS if values.get(name) in FORMER_NAMES}
+    return values | {name: FORMER_NAMES[value] for name, value in renamed.items()}
 
 
 def translate_training(training: dict[str, Any]) -> dict[str, Any]:

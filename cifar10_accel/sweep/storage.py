@@ -4,7 +4,7 @@ import random
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
@@ -27,17 +27,17 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
     if url is None:
         path = str(folder / JOURNAL)
         return optuna.storages.JournalStorage(JournalFileBackend(path, lock_obj=_KernelLock(path)))
-    for remaining in reversed(range(OPEN_ATTEMPTS)):
-        try:
+    for _ in range(OPEN_ATTEMPTS - 1):
+        with suppress(Exception):  # of each database's own type
             return optuna.storages.RDBStorage(url)
-        except Exception as error:  # of each database's own type
-            if not remaining:
-                raise SettingsError(
-                    f"storage: cannot be opened ({error_line(error)}); give a URL like postgresql://user@host/base"
-                ) from None
-            # Runners that create the tables at the same time fail together: at random times they do not meet again.
-            time.sleep(random.uniform(0.3, 1.5))
-    raise AssertionError("unreachable")
+        # Runners that create the tables at the same time fail together: at random times they do not meet again.
+        time.sleep(random.uniform(0.3, 1.5))
+    try:
+        return optuna.storages.RDBStorage(url)
+    except Exception as error:
+        raise SettingsError(
+            f"storage: cannot be opened ({error_line(error)}); give a URL like postgresql://user@host/base"
+        ) from None
 
 
 class _KernelLock(JournalFileOpenLock):
