@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast_object_list
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
@@ -49,6 +50,9 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
         importlib.import_module("torch.distributed.nn.functional")
     _refuse_other_engines()
     _join_after_restart(timeout)
+    # Accelerate keeps one state, with one precision, for all Accelerators of a process. Here each run gets a state of
+    # its own; an earlier Accelerator, also one of the caller's, keeps the state that it has.
+    AcceleratorState._shared_state = type(AcceleratorState._shared_state)()
     try:
         accelerator = Accelerator(
             mixed_precision=settings.precision,
