@@ -18,7 +18,7 @@ from benchmarks import memory
 from benchmarks.machine import describe_machine
 from cifar10_accel.data.augment.batched import lower, normalize
 from cifar10_accel.data.augment.pipeline import apply, image_key, image_keys, training_pipeline
-from cifar10_accel.data.constants import MEAN, STD
+from cifar10_accel.data.image_format import CIFAR10_IMAGES
 from cifar10_accel.settings import Settings
 
 BATCH = 512
@@ -78,7 +78,7 @@ def torchvision_transforms() -> Any:
             tv.RandomHorizontalFlip(),
             tv.RandomErasing(p=1, scale=(CUTOUT, CUTOUT), ratio=(1, 1), value=[125, 123, 114]),
             tv.ToDtype(torch.float32, scale=True),
-            tv.Normalize(MEAN, STD, inplace=True),
+            tv.Normalize(CIFAR10_IMAGES.mean, CIFAR10_IMAGES.std, inplace=True),
         ]
     )
 
@@ -90,8 +90,8 @@ def kornia_transforms() -> Any:
     return K.AugmentationSequential(
         K.RandomCrop((32, 32), padding=4, padding_mode="reflect"),
         K.RandomHorizontalFlip(),
-        K.RandomErasing(p=1, scale=(CUTOUT, CUTOUT), ratio=(1, 1), value=float(np.mean(MEAN))),
-        K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+        K.RandomErasing(p=1, scale=(CUTOUT, CUTOUT), ratio=(1, 1), value=float(np.mean(CIFAR10_IMAGES.mean))),
+        K.Normalize(torch.tensor(CIFAR10_IMAGES.mean), torch.tensor(CIFAR10_IMAGES.std)),
     )
 
 

@@ -114,7 +114,7 @@ def this_project(task: Task, model: nn.Module) -> float:
     settings, loader = task.settings, TimedBatches(task, [[batch] for batch in task.batches])
     accelerator = make_accelerator(settings)
     wrapped_model, optimizer = prepare(accelerator, model, settings)
-    state = TrainingState(accelerator, settings, model, wrapped_model, None, optimizer)
+    state = TrainingState(accelerator, settings, model, wrapped_model, None, optimizer, F.cross_entropy)
     plan = BatchPlan.of(settings, accelerator, NUM_IMAGES)
     progress = RunProgress(is_main=False, start_step=0, stop_step=task.all_steps, num_epochs=settings.epochs)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe_machine
-from cifar10_accel.cli.flags import WIDE_HELP, handle_user_errors, settings_options
+from cifar10_accel.cli.flags import handle_user_errors, settings_options
+from cifar10_accel.cli.help import SettingsCommand
 from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.accelerator import make_accelerator
@@ -48,7 +49,7 @@ KINDS = {
 OTHER = "everything else"
 
 
-@click.command(context_settings=WIDE_HELP)
+@click.command(cls=SettingsCommand)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from cifar10_accel.data.datasets import Dataset
+from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.data.shared_memory import load_dataset_shared
 from cifar10_accel.settings import Settings
 from cifar10_accel.subprocesses import python_command

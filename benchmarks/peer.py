@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.timed import TimedRun
-from cifar10_accel.data.datasets import Split, load_dataset
+from cifar10_accel.data.dataset import Split
+from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.errors import InputError
 from cifar10_accel.settings import Settings
 

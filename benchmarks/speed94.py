@@ -20,7 +20,8 @@ from benchmarks.machine import describe_machine
 from benchmarks.peer import SCRIPT, prepare, read_peer
 from benchmarks.timed import TimedRun, read_ours
 from benchmarks.trainings import MINUTES, benchmark_flags, mean_and_interval, percent, wait
-from cifar10_accel.cli.flags import WIDE_HELP, handle_user_errors, settings_options
+from cifar10_accel.cli.flags import handle_user_errors, settings_options
+from cifar10_accel.cli.help import SettingsCommand
 from cifar10_accel.commands.statistics import SampleStats
 from cifar10_accel.formatting import dataset_title
 from cifar10_accel.runs.run_folder import RUNS
@@ -62,7 +63,7 @@ class Comparison:
                 file.write(json.dumps({"device": self.device, "block": block, "run": asdict(run)}) + "\n")
 
 
-@click.command(context_settings=WIDE_HELP)
+@click.command(cls=SettingsCommand)
 @click.option("--airbench", type=click.Path(path_type=Path), help=f"checkout of cifar10-airbench, or its {SCRIPT}")
 @click.option("--runs", type=click.IntRange(min=1), default=10, show_default=True, help="runs in each of four blocks")
 @click.option(

@@ -22,7 +22,8 @@ from benchmarks.trainings import (
     summaries,
     train_for,
 )
-from cifar10_accel.cli.flags import WIDE_HELP, handle_user_errors, settings_options
+from cifar10_accel.cli.flags import handle_user_errors, settings_options
+from cifar10_accel.cli.help import SettingsCommand
 from cifar10_accel.commands.repeat import SeedRun, plan
 from cifar10_accel.commands.statistics import SampleStats
 from cifar10_accel.errors import SettingsError
@@ -50,7 +51,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
 Summaries = Mapping[int, Mapping[str, Any]]  # by seed
 
 
-@click.command(context_settings=WIDE_HELP)
+@click.command(cls=SettingsCommand)
 @seeds_option(default=3)
 @MINUTES
 @WORKERS

@@ -15,11 +15,12 @@ import click
 import torch
 
 from cifar10_accel.cli.flags import handle_user_errors
-from cifar10_accel.data.datasets import Dataset, load_dataset
+from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.accelerator import make_accelerator
 from cifar10_accel.training.evaluation import evaluate_split
-from cifar10_accel.training.lr_schedule import OneCycle
+from cifar10_accel.training.lr_schedule import make_schedule
 from cifar10_accel.training.setup import RunSetup
 from cifar10_accel.training.state import TrainingState, build_state
 from cifar10_accel.training.step import train_step
@@ -57,7 +58,7 @@ def timed_run(settings: Settings, dataset: Dataset) -> TimedRun:
 
 
 def _all_steps(state: TrainingState, setup: RunSetup) -> None:
-    schedule = OneCycle.of(setup.settings, steps_per_epoch=setup.plan.steps_per_epoch)
+    schedule = make_schedule(setup.settings, steps_per_epoch=setup.plan.steps_per_epoch)
     for batches in setup.loader.batches(0, schedule.total_steps):
         train_step(state, batches, lr=schedule.lr_at(state.step))
 

@@ -1,6 +1,7 @@
 """Files that are replaced whole or not at all, arrays in npz files, and YAML files of settings."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,35 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
 def write_text(path: Path, text: str) -> None:
     """Replace a file by UTF-8 text, atomically (`replace_file`)."""
     with replace_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # file names that are not UTF-8 have surrogates
+
+
+def name_as_text(name: str) -> str:
+    """Return the name of a file as text that any file and library takes: bytes that are not UTF-8 become escapes."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def user_path(path: str | Path) -> Path:
+    """Return a path that a person gave, with the home folder for `~`.
+
+    Raises:
+        ValueError: It is empty, or no path at all.
+    """
+    if not str(path) or "\0" in str(path):
+        raise ValueError("is no path; leave it out, or give one")
+    return Path(os.path.expanduser(path))
+
+
+def recordable_path(path: str | Path) -> Path:
+    """Return the path as `user_path` does, if text files and every library can have it.
+
+    Raises:
+        ValueError: It is no path, or not UTF-8.
+    """
+    given = user_path(path)
+    if name_as_text(str(given)) != str(given):
+        raise ValueError("is not UTF-8, which files that record it need; give another name")
+    return given
 
 
 def use_default_permissions(path: Path) -> None:
@@ -55,7 +84,7 @@ def save_arrays(path: Path, arrays: Arrays) -> None:
         np.savez(file, **dict(arrays))  # type: ignore[arg-type]
 
 
-def load_arrays(path: Path, names: Iterable[str], *, what: str, advice: str) -> Arrays:
+def load_arrays(path: Path, names: Iterable[str], *, what: str, advice: str, optional: Iterable[str] = ()) -> Arrays:
     """Return the arrays of these names in an npz file, which anybody may have written: no code is run.
 
     Args:
@@ -63,6 +92,7 @@ def load_arrays(path: Path, names: Iterable[str], *, what: str, advice: str) -> 
         names: The arrays to read.
         what: What the file should be, for the error message.
         advice: What to do if it is not.
+        optional: More arrays to read, if they are there.
 
     Raises:
         InputError: The file cannot be read, or an array is missing.
@@ -71,7 +101,8 @@ def load_arrays(path: Path, names: Iterable[str], *, what: str, advice: str) -> 
 
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: np.asarray(arrays[name]) for name in names}  # a foreign zip gives bytes
+            present = [*names, *(name for name in optional if name in arrays)]
+            return {name: np.asarray(arrays[name]) for name in present}  # a foreign zip gives bytes
     except FileNotFoundError:
         reason = "no such file"
     except Exception as error:  # a damaged zip can raise nearly anything
@@ -86,7 +117,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         SettingsError: Names the file and what is wrong with it.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read ({error}); give a UTF-8 YAML file") from None
     except yaml.YAMLError as error:
@@ -98,12 +129,45 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice; the standard silently keeps the last value."""
+class _Loader(yaml.SafeLoader):
+    """YAML of files that people write: a key given twice is refused, and only `true` and `false` are booleans.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} is given twice")
-        return super().construct_mapping(node, deep=deep)
+    The standard loader silently keeps the last value of a key, and reads `precision: no` as false (YAML 1.1).
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._flattened = set[int]()  # identities of mappings
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put in what `<<` refers to; the mapping's own keys win, then those of the first of several mappings.
+
+        Called for every mapping. PyYAML's own method lets some keys of the others win.
+        """
+        if id(node) in self._flattened:
+            return
+        self._flattened.add(id(node))
+        own, sources = dict[str, tuple[yaml.Node, yaml.Node]](), list[yaml.Node]()
+        for key, value in node.value:
+            name = "<<" if key.tag == _MERGE else repr(self.construct_object(key, deep=True))
+            if name in own or (name == "<<" and sources):
+                raise yaml.YAMLError(f"{name} is given twice")
+            if name == "<<":
+                sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            else:
+                own[name] = (key, value)
+        merged = dict[str, tuple[yaml.Node, yaml.Node]]()
+        for source in reversed(sources):
+            if not isinstance(source, yaml.MappingNode):
+                raise yaml.YAMLError("<< takes a mapping, or a list of mappings")
+            self.flatten_mapping(source)
+            merged |= {repr(self.construct_object(key, deep=True)): (key, value) for key, value in source.value}
+        node.value = list((merged | own).values())
+
+
+_MERGE, _BOOLEAN = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOLEAN, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))

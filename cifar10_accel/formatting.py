@@ -1,13 +1,15 @@
 """Values, seconds, percentages and errors as text, for terminals and pages alike."""
 
+import json
 import math
 import re
 from collections.abc import Collection
 from typing import Any
 
-from cifar10_accel.errors import did_you_mean
+from cifar10_accel.errors import did_you_mean, why_no_setting
 
-DATASET_TITLES = {"cifar10": "CIFAR-10", "synthetic": "SYNTHETIC (not CIFAR-10)"}
+SMALLEST_P = 1e-300
+DATASET_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "synthetic": "SYNTHETIC (not CIFAR-10)"}
 
 
 def format_value(value: Any) -> str:
@@ -19,6 +21,8 @@ def format_value(value: Any) -> str:
         return short if float(short) == value or math.isnan(value) else repr(value)
     if isinstance(value, list | tuple):
         return ",".join(map(format_value, value)) or "none"
+    if isinstance(value, dict):
+        return json.dumps(value)
     return "none" if value is None else str(value)
 
 
@@ -45,6 +49,13 @@ def format_seconds(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def format_p_value(p: float) -> str:
+    """Return a p-value with three digits; one that is too small for a float, or nearly, is `< 1e-300`, never 0."""
+    if math.isnan(p):
+        return "-"
+    return f"{p:.3g}" if p >= SMALLEST_P else f"< {SMALLEST_P:g}"
+
+
 def dataset_title(name: str) -> str:
     """Return the data set's name as results show it; a synthetic set must not be taken for the real one."""
     return DATASET_TITLES.get(name, name)
@@ -65,8 +76,10 @@ def setting_error_line(details: Any, names: Collection[str]) -> str:
     if not details["loc"]:  # from a check of one setting against another, already worded
         return str(details["ctx"]["error"])
     name = str(details["loc"][0])
+    if details["type"] == "unknown_name":  # already worded, see settings/section.py
+        return f"{name}: {details['msg']}"
     if details["type"] == "extra_forbidden":
-        hint = did_you_mean(name, list(names))
+        hint = why_no_setting(name, list(names))
         return f"{name}: no such setting{hint}; `cifar10-accel train --help` lists all"
     reason = details["msg"].removeprefix("Value error, ")
     if details["type"] == "literal_error":

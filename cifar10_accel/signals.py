@@ -16,7 +16,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopFlag:
     """Context in which SIGTERM and SIGINT only set `signal_number`; a second signal raises SystemExit.
 
-    Enter it in the main thread: Python handles signals there.
+    In another thread it does nothing: Python handles signals in the main thread, and they are its caller's.
     """
 
     def __init__(self) -> None:
@@ -24,6 +24,8 @@ class StopFlag:
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         return self
 

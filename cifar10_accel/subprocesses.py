@@ -25,7 +25,11 @@ GRACE_SECONDS = 25.0  # for a checkpoint; torchrun allows its processes 30
 
 def settings_to_flags(settings: Mapping[str, Any]) -> list[str]:
     """Return settings as command-line flags that give the same values back, lists and None included."""
-    return [f"--{name.replace('_', '-')}={format_value(value)}" for name, value in settings.items()]
+    flags = []
+    for name, value in settings.items():
+        setting, dot, key = name.partition(".")  # of model_args.num_layers only the setting's name has a spelling
+        flags.append(f"--{setting.replace('_', '-')}{dot}{key}={format_value(value)}")
+    return flags
 
 
 def training_command(flags: Sequence[str], *, num_processes: int) -> list[str]:

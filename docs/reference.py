@@ -51,12 +51,26 @@ def _block(language: str, lines: list[str]) -> list[str]:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension; Sphinx calls this."""
     app.connect("source-read", _fill_in)
+    # Before and after sphinx.ext.napoleon, whose priority is 500.
+    app.connect("autodoc-process-docstring", _hide_colon, priority=400)
+    app.connect("autodoc-process-docstring", _show_colon, priority=600)
     return {"parallel_read_safe": True}
 
 
 def _fill_in(app: Sphinx, page: str, source: list[str]) -> None:
     for name, write in PARTS.items():
         source[0] = source[0].replace(f"<!-- generated here: {name} -->", write())
+
+
+def _hide_colon(app: Sphinx, what: str, name: str, documented: object, options: object, lines: list[str]) -> None:
+    """Keep napoleon from reading the first line of a property, `Something: more about it`, as `type: description`."""
+    if what == "property":
+        lines[0] = lines[0].replace(": ", ":: ")
+
+
+def _show_colon(app: Sphinx, what: str, name: str, documented: object, options: object, lines: list[str]) -> None:
+    if what == "property":
+        lines[:] = [line.replace(":: ", ": ") for line in lines]
 
 
 def _setting(name: str, properties: dict[str, Any]) -> list[str]:
@@ -74,6 +88,10 @@ def _setting(name: str, properties: dict[str, Any]) -> list[str]:
 
 def _allowed(schema: dict[str, Any]) -> str:
     """Return the allowed values of a JSON schema as text."""
+    if "built_in" in schema:
+        names = ", ".join(f"`{name}`" for name in schema["built_in"])
+        is_list = schema["type"] == "array"
+        return f"`none`, or any of {names}, or import paths" if is_list else f"{names}, or an import path"
     if "anyOf" in schema:
         return ", or ".join(_allowed(form) for form in schema["anyOf"])
     if "enum" in schema:
@@ -112,7 +130,7 @@ def _command(path: list[str], command: click.Command) -> Iterator[str]:
     usage = [name, *arguments, "[OPTIONS]", *(["[SETTINGS]"] if takes_settings else [])]
     yield from ["```text", " ".join(usage), "```", "", f"```{{program}} {name}", "```", ""]
     for param in params:
-        if isinstance(param, click.Option):
+        if isinstance(param, click.Option) and param.name != "help_all":
             yield from _option(param, context)
     if takes_settings:
         yield from ["Every [setting](settings.md) is an option too.", ""]

@@ -23,7 +23,8 @@ REAL_DATA = os.environ.get("CIFAR10_ACCEL_DATA_DIR")
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting, launcher variable, account or home of the machine reaches a test; no test writes into the tree."""
     for name in list(os.environ):
-        if name.startswith(("CIFAR10_ACCEL_", "WANDB_", "ACCELERATE_")) or name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        launch = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "OPTUNA_STORAGE")
+        if name.startswith(("CIFAR10_ACCEL_", "WANDB_", "ACCELERATE_")) or name in launch:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home" / "hf"))

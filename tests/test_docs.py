@@ -26,6 +26,7 @@ from documentation import (
     shell_commands,
 )
 
+import cifar10_accel
 from cifar10_accel.cli import main
 from cifar10_accel.recipes import recipe_names, recipe_path
 from cifar10_accel.settings import Settings
@@ -67,6 +68,14 @@ def test_the_reference_has_every_setting_and_command(site: Path) -> None:
     for name, command in main.commands.items():
         assert (_plain(f"cifar10-accel {name}") in commands) is not command.hidden, name
         assert command.hidden or _plain(command.help or "missing") in commands or name in ("data", "sweep")
+
+
+def test_the_api_page_has_every_public_name_and_code_has_copy_buttons(site: Path) -> None:
+    api = (site / "api.html").read_text()
+    for name in set(cifar10_accel.__all__) - {"__version__"}:
+        assert f'id="cifar10_accel.{name}"' in api, name
+    assert "The trained model on the CPU" in _text(site / "api.html")  # first lines with a colon stay whole
+    assert "copybutton.js" in api
 
 
 def test_every_command_is_run_or_has_a_reason() -> None:

@@ -93,7 +93,7 @@ def test_yaml_numbers_in_scientific_form_are_numbers(tmp_path: Path) -> None:
 def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
     settings = Settings(max_lr=0.123, augment="crop", grad_clip=1.0, run_dir=tmp_path)
     (tmp_path / "settings.yaml").write_text(settings.to_yaml())
-    assert Settings(**read_yaml(tmp_path / "settings.yaml")) == settings
+    assert Settings.stored(read_yaml(tmp_path / "settings.yaml")) == settings
 
 
 def test_written_settings_outlive_their_recipe(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_written_settings_outlive_their_recipe(tmp_path: Path) -> None:
     recipe.write_text("max_lr: 0.1\n")
     (tmp_path / "settings.yaml").write_text(Settings(recipe=str(recipe)).to_yaml())
     recipe.unlink()
-    assert Settings(**read_yaml(tmp_path / "settings.yaml")).max_lr == 0.1
+    assert Settings.stored(read_yaml(tmp_path / "settings.yaml")).max_lr == 0.1
 
 
 def test_the_fingerprint_changes_with_the_math_alone() -> None:
@@ -142,7 +142,7 @@ def test_epochs_alone_keep_the_share_of_the_peak(given: dict[str, Any], peak_epo
     settings = Settings(**given)
     assert settings.peak_epoch == peak_epoch
     (tmp_path / "settings.yaml").write_text(settings.to_yaml())
-    assert Settings(**read_yaml(tmp_path / "settings.yaml")) == settings
+    assert Settings.stored(read_yaml(tmp_path / "settings.yaml")) == settings
 
 
 def test_a_short_run_of_the_recipe_auto_is_valid_wherever_it_is_resolved() -> None:

@@ -7,13 +7,15 @@ from typing import Any
 
 import click
 
-from cifar10_accel.cli.flags import WIDE_HELP, handle_user_errors, is_main_rank, settings_options
+from cifar10_accel.cli.flags import announce_loading, handle_user_errors, is_main_rank, settings_options
+from cifar10_accel.cli.help import SettingsCommand
+from cifar10_accel.cli.parameters import OUT
 from cifar10_accel.settings import Settings
 
 DIR = click.option(
     "--dir",
     "folder",
-    type=click.Path(path_type=Path),
+    type=OUT,
     help="new folder to keep everything in  [default: a temporary one]",
 )
 
@@ -30,14 +32,19 @@ class _Counts(click.ParamType[list[int]]):
         return sorted({int(word) for word in words})
 
 
-@click.command("verify-parallel", context_settings=WIDE_HELP)
+@click.command(
+    "verify-parallel",
+    cls=SettingsCommand,
+    help="Check that N processes train as one does. LR, images and pixels must be equal bit for bit, loss and "
+    "gradient closely.",
+)
 @click.option("--procs", type=_Counts(), help="numbers of processes  [default: 1,2,4 as far as the machine allows]")
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="optimizer steps")
 @DIR
 @settings_options
 @handle_user_errors
 def verify_parallel(procs: list[int] | None, steps: int, folder: Path | None, **flags: Any) -> None:
-    """Check that N processes train as one does: LR, images and pixels bit for bit, loss and gradient closely."""
+    announce_loading()
     from cifar10_accel.commands import verify_parallel as command
     from cifar10_accel.subprocesses import working_folder
 
@@ -46,14 +53,19 @@ def verify_parallel(procs: list[int] | None, steps: int, folder: Path | None, **
     _conclude(command.table(comparisons), command.explanation(comparisons), [f for c in comparisons for f in c.faults])
 
 
-@click.command("verify-resume", context_settings=WIDE_HELP)
+@click.command(
+    "verify-resume",
+    cls=SettingsCommand,
+    help="Check that a killed run ends with the same bits. It is killed at random times and compared with an "
+    "uninterrupted one.",
+)
 @click.option("--kills", type=click.IntRange(min=1), default=3, show_default=True, help="times the run is killed")
 @click.option("--kill-seed", type=int, help="seed of the times of the kills  [default: a new one, which is printed]")
 @DIR
 @settings_options
 @handle_user_errors
 def verify_resume(kills: int, kill_seed: int | None, folder: Path | None, **flags: Any) -> None:
-    """Check that a training killed at random times ends with the same bits as an uninterrupted one."""
+    announce_loading()
     from cifar10_accel.commands import verify_resume as command
     from cifar10_accel.subprocesses import working_folder
 
@@ -64,12 +76,16 @@ def verify_resume(kills: int, kill_seed: int | None, folder: Path | None, **flag
     _conclude(command.table(outcome), command.explanation(outcome), outcome.faults)
 
 
-@click.command(context_settings=WIDE_HELP)
+@click.command(
+    cls=SettingsCommand,
+    help="Check machine, launch, data and speed. Give it the settings of the training; nothing is changed or "
+    "downloaded.",
+)
 @settings_options
 @handle_user_errors
 def doctor(**flags: Any) -> None:
-    """Check machine, launch, data and speed for a training with these settings; nothing is changed or downloaded."""
     settings = Settings(**flags)
+    announce_loading()
     from cifar10_accel.commands import doctor as command
 
     exit_code = 0
@@ -85,9 +101,9 @@ def doctor(**flags: Any) -> None:
 
 def _conclude(table: Any, notes: str, faults: list[str]) -> None:
     """Print the results of a verification; exit with 1 if there are faults."""
-    from rich.console import Console
+    from cifar10_accel.tracking.console import LiteralConsole
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = LiteralConsole(soft_wrap=True)
     console.print(table)
     console.print(notes)
     for fault in faults:

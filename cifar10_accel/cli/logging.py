@@ -1,5 +1,6 @@
-"""Log messages of the package on the terminal."""
+"""Text on the terminal: log messages of the package, and characters that the terminal cannot show."""
 
+import io
 import logging
 import os
 import sys
@@ -8,11 +9,11 @@ from cifar10_accel.cli.flags import is_main_rank
 
 
 class _TerminalHandler(logging.Handler):
-    """Handler that prints info messages to stdout, and warnings to stderr with the prefix `warning:`."""
+    """Handler that prints info messages to stdout, warnings and errors to stderr with the prefix of their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
         is_warning = record.levelno >= logging.WARNING
-        prefix, stream = ("warning: ", sys.stderr) if is_warning else ("", sys.stdout)
+        prefix, stream = (f"{record.levelname.lower()}: ", sys.stderr) if is_warning else ("", sys.stdout)
         try:
             print(f"{prefix}{record.getMessage()}", file=stream, flush=True)
         except BrokenPipeError:  # the reader of the pipe, such as `| head`, has ended: the command continues
@@ -24,5 +25,12 @@ def show_log_messages() -> None:
     logger = logging.getLogger("cifar10_accel")
     if not any(isinstance(handler, _TerminalHandler) for handler in logger.handlers):
         logger.addHandler(_TerminalHandler())
-        logger.setLevel(logging.INFO if is_main_rank() else logging.CRITICAL)
+        logger.setLevel(logging.INFO if is_main_rank() else logging.ERROR)
         logger.propagate = False
+
+
+def escape_what_streams_cannot_encode() -> None:
+    """Make stdout and stderr show characters that they cannot encode as escapes, where Python would end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not where a caller has replaced it
+            stream.reconfigure(errors="backslashreplace")

@@ -1,39 +1,56 @@
 """Commands for sweeps: sweep run, sweep report. The sweep file is the one that W&B takes."""
 
 import importlib.util
+import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from cifar10_accel.cli.flags import handle_user_errors, require_installed
+from cifar10_accel.cli.parameters import OUT, PATH
 from cifar10_accel.errors import SettingsError, UserError
-from cifar10_accel.runs.trial import Parameter, SweepView
+from cifar10_accel.runs.trial import Parameter, Rerun, SweepView
+
+logger = logging.getLogger(__name__)
 
 SWEEPS = Path("runs/sweeps")
 POSITIVE = click.IntRange(min=1)
+
+
+def _warn_of_shown_password(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    is_typed = context.get_parameter_source(str(parameter.name)) == ParameterSource.COMMANDLINE
+    if value and is_typed and re.search(r"://[^/@]*:[^/@]*@", value):
+        logger.warning("storage: `ps` shows the password; give the URL in OPTUNA_STORAGE, or the password in ~/.pgpass")
+    return value
+
+
 STORAGE = click.option(
-    "--storage", metavar="URL", help="database that the workers of many machines share; default: a file in the folder"
+    "--storage",
+    metavar="URL",
+    envvar="OPTUNA_STORAGE",
+    show_envvar=True,
+    callback=_warn_of_shown_password,
+    help="database that the workers of many machines share; default: a file in the folder",
 )
 
 
-@click.group()
-def sweep() -> None:
-    """Search settings with a W&B sweep file, without W&B."""
+sweep = click.Group("sweep", help="Search settings with a W&B sweep file. W&B is not needed for it.")
 
 
-@sweep.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@sweep.command(help="Run the sweep in FILE. The same command again continues it, and adds workers while it runs.")
+@click.argument("file", type=PATH)
 @click.option("--workers", type=POSITIVE, help="trials at a time  [default: one for each GPU; one on a CPU]")
 @click.option("--trials", type=POSITIVE, help="trials in all, earlier ones too  [default: run_cap, or the whole grid]")
 @STORAGE
-@click.option("--dir", "folder", type=click.Path(path_type=Path), help="default: runs/sweeps/<name of the sweep>")
+@click.option("--dir", "folder", type=OUT, help="default: runs/sweeps/<name of the sweep>")
 @click.option("--num-processes", type=POSITIVE, default=1, show_default=True, help="processes for each trial")
 @handle_user_errors
 def run(
     file: Path, workers: int | None, trials: int | None, storage: str | None, folder: Path | None, num_processes: int
 ) -> None:
-    """Run the sweep in FILE; the same command again continues it, and adds workers while it runs."""
     from cifar10_accel.sweep.file import num_trials_of, read_sweep
 
     plan = read_sweep(file)
@@ -60,12 +77,11 @@ def run(
         raise UserError(f"all {len(found)} trials failed, the last: {found[-1].reason}; see {found[-1].where}")
 
 
-@sweep.command()
-@click.argument("folder", metavar="DIR|ENTITY/PROJECT/ID", type=click.Path(path_type=Path))
+@sweep.command(help="Show the trials of a sweep, local (DIR) or of W&B. Writes results.csv, best.yaml and sweep.html.")
+@click.argument("folder", metavar="DIR|ENTITY/PROJECT/ID", type=PATH)
 @STORAGE
 @handle_user_errors
 def report(folder: Path, storage: str | None) -> None:
-    """Show the trials of a sweep, local (DIR) or of W&B, and write results.csv, best.yaml and sweep.html."""
     if not folder.exists() and len(folder.parts) == 3 and not folder.is_absolute():
         from cifar10_accel.sweep.wandb_pull import pull
 
@@ -85,21 +101,20 @@ def report(folder: Path, storage: str | None) -> None:
 
 def _write_results(view: SweepView, folder: Path, *, constants: Mapping[str, Parameter] | None) -> None:
     """Print the table and write the files; without the sweep's constants no best.yaml."""
-    from rich.console import Console
-
     from cifar10_accel.sweep import results
+    from cifar10_accel.tracking.console import LiteralConsole
 
     if not view.trials:
         click.echo("no trials yet")
         return
-    Console(highlight=False, soft_wrap=True).print(results.table(view))
-    results.write_results(view, folder, constants=constants)
-    _write_page(view, folder / "sweep.html")
+    LiteralConsole(soft_wrap=True).print(results.table(view))
+    rerun = results.write_results(view, folder, constants=constants)
+    _write_page(view, folder / "sweep.html", rerun)
     names = [name for name in ("results.csv", "best.yaml", "sweep.html") if (folder / name).exists()]
     click.echo(f"{', '.join(names)}: in {folder}")
 
 
-def _write_page(view: SweepView, path: Path) -> None:
+def _write_page(view: SweepView, path: Path, rerun: Rerun | None) -> None:
     from cifar10_accel.report.sweep_page import write_sweep_page
 
     shares, method = dict[str, float](), ""
@@ -109,6 +124,6 @@ def _write_page(view: SweepView, path: Path) -> None:
 
         shares = importance_of(view.trials, view.goal)
     try:
-        write_sweep_page(path, view, importance=shares, importance_note=method)
+        write_sweep_page(path, view, importance=shares, importance_note=method, rerun=rerun)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be written ({error.strerror}); give another --dir") from None

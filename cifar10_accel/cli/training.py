@@ -5,32 +5,44 @@ from typing import Any
 
 import click
 
-from cifar10_accel.cli.flags import WIDE_HELP, handle_user_errors, is_main_rank, settings_options
+from cifar10_accel import __version__
+from cifar10_accel.cli.flags import announce_loading, handle_user_errors, is_main_rank, settings_options
+from cifar10_accel.cli.help import SettingsCommand
+from cifar10_accel.cli.parameters import OUT, PATH, SettingValue
 from cifar10_accel.settings import Settings
 from cifar10_accel.signals import exit_when_parent_dies
 
 LR = click.FloatRange(min=0, min_open=True, max=1000)
 
 
-@click.command(context_settings=WIDE_HELP)
+@click.command(
+    cls=SettingsCommand,
+    help="Train a model. Every flag is a setting, and the same command again resumes the run. "
+    "For several processes: accelerate launch -m cifar10_accel.train --recipe cpu",
+)
 @settings_options
 @handle_user_errors
 def train(**flags: Any) -> None:
-    """Train; every flag is a setting. For several processes: accelerate launch -m cifar10_accel.train ..."""
     settings = Settings(**flags)
     exit_when_parent_dies()
+    if is_main_rank():
+        click.echo(f"cifar10-accel {__version__}: loading PyTorch ...")
     from cifar10_accel.train import fit
 
     fit(settings)
 
 
-@click.command("step-log", context_settings=WIDE_HELP, hidden=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="file for the lines")
+@click.command(
+    "step-log",
+    hidden=True,
+    cls=SettingsCommand,
+    help="Record inputs and outputs of the first steps of a training; verify-parallel compares such records.",
+)
+@click.option("--out", type=OUT, required=True, help="file for the lines")
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="steps")
 @settings_options
 @handle_user_errors
 def step_log(out: Path, steps: int, **flags: Any) -> None:
-    """Record inputs and outputs of the first steps of a training; verify-parallel compares such records."""
     settings = Settings(**flags)
     exit_when_parent_dies()
     from cifar10_accel.commands.step_log import write_step_log
@@ -38,43 +50,48 @@ def step_log(out: Path, steps: int, **flags: Any) -> None:
     write_step_log(settings, num_steps=steps, path=out)
 
 
-@click.command("lr-range", context_settings=WIDE_HELP)
+@click.command(
+    "lr-range",
+    cls=SettingsCommand,
+    help="Find a learning rate: train while it grows. Loss and accuracy are plotted against it.",
+)
 @click.option("--start-lr", type=LR, default=1e-4, show_default=True, help="first LR")
 @click.option("--end-lr", type=LR, default=10, show_default=True, help="last LR")
 @click.option("--steps", type=click.IntRange(min=10), default=150, show_default=True, help="optimizer steps")
 @click.option("--growth", type=click.Choice(["exponential", "linear"]), default="exponential", show_default=True)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUT,
     default=Path("runs/lr-range"),
     show_default=True,
     help="folder for lr_range.json and lr_range.png",
 )
 @click.option(
     "--write-sweep",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="sweep file that gets the bounds found for max_lr; its comments stay",
 )
 @settings_options
 @handle_user_errors
 def lr_range(out: Path, write_sweep: Path | None, **flags: Any) -> None:
-    """Find a max LR: train while the LR grows, plot loss and accuracy against it."""
     schedule_flags = {name: flags.pop(name) for name in ("start_lr", "end_lr", "steps", "growth")}
     settings = Settings(**flags)
     from cifar10_accel.sweep import bounds
-
-    if write_sweep:
-        bounds.require_max_lr_bounds(write_sweep)  # before the test, not after it
-    from cifar10_accel.commands import lr_range as command
     from cifar10_accel.training.lr_schedule import LrRange
 
+    # The bounds and the file are checked before the test, not after it.
     schedule = LrRange(
         total_steps=schedule_flags["steps"],
         min_lr=schedule_flags["start_lr"],
         max_lr=schedule_flags["end_lr"],
         growth=schedule_flags["growth"],
     )
+    if write_sweep:
+        bounds.require_max_lr_bounds(write_sweep)
+    announce_loading()
+    from cifar10_accel.commands import lr_range as command
+
     result = command.lr_range(settings, schedule=schedule)
     if not is_main_rank():
         return
@@ -96,20 +113,27 @@ def lr_range(out: Path, write_sweep: Path | None, **flags: Any) -> None:
     click.echo(f"curve: {out / 'lr_range.png'}, numbers: {out / 'lr_range.json'}")
 
 
-@click.command(context_settings=WIDE_HELP)
+@click.command(
+    cls=SettingsCommand,
+    help="Train several seeds and give mean and spread. Finished runs are not trained again.",
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="runs; the first is --seed")
-@click.option("--against", metavar="RECIPE", help="another recipe, trained with the same seeds and compared")
+@click.option(
+    "--against",
+    type=SettingValue("recipe", Settings.model_fields["recipe"]),
+    metavar="RECIPE",
+    help="another recipe, trained with the same seeds and compared",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="runs at a time  [default: one per GPU, or one]")
 @settings_options
 @handle_user_errors
 def repeat(seeds: int, against: str | None, workers: int | None, **flags: Any) -> None:
-    """Train several seeds: mean, standard deviation and each run; finished ones are not trained again."""
     Settings(**flags)  # an invalid value is reported before torch is imported
-    from rich.console import Console
-
+    announce_loading()
     from cifar10_accel.commands import repeat as command
+    from cifar10_accel.tracking.console import LiteralConsole
 
     outcome = command.repeat(flags, num_seeds=seeds, against=against, num_workers=workers, echo=click.echo)
-    console = Console(highlight=False, soft_wrap=True)
+    console = LiteralConsole(soft_wrap=True)
     console.print(command.table(outcome))
     console.print("\n".join(command.summary_lines(outcome)))

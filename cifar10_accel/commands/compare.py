@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cifar10_accel.commands.statistics import SampleStats, mcnemar
 from cifar10_accel.errors import InputError, OutOfResourcesError, UserError
-from cifar10_accel.formatting import dataset_title, format_seconds, format_value
+from cifar10_accel.formatting import dataset_title, format_p_value, format_seconds, format_value
 from cifar10_accel.report.compare_page import ComparedRun, Comparison, letter, write_compare_page
 from cifar10_accel.runs.predictions import Predictions, changes
 from cifar10_accel.runs.saved_run import SavedRun
@@ -20,7 +20,7 @@ from cifar10_accel.runs.saved_run import SavedRun
 NOT_COMPARED = ("run_dir", "run_name")  # settings that differ between any two runs
 
 
-def compare(paths: Sequence[Path], *, out: Path) -> Comparison:
+def compare(paths: Sequence[Path], *, out: Path, data_dir: Path | None = None) -> Comparison:
     """Compare two runs or more and write the page.
 
     Pictures need the data set; nothing is downloaded.
@@ -28,12 +28,13 @@ def compare(paths: Sequence[Path], *, out: Path) -> Comparison:
     Args:
         paths: Run folders; the first two are compared image by image.
         out: File for the page.
+        data_dir: Folder of the data set; None: by the environment, else where the first run had it.
 
     Raises:
         InputError: A folder is no run, has no predictions, or was tested on another set than the first.
         OutOfResourcesError: The page cannot be written.
     """
-    runs = [SavedRun.load(path) for path in paths]
+    runs = [SavedRun.load(path, data_dir=data_dir) for path in paths]
     tests = [_predictions(run) for run in runs]
     for run, test in zip(runs[1:], tests[1:], strict=True):
         _require_same_test_set(runs[0], tests[0], run, test)
@@ -42,7 +43,7 @@ def compare(paths: Sequence[Path], *, out: Path) -> Comparison:
         try:
             images = runs[0].dataset().test.images
         except UserError as error:
-            comparison = replace(comparison, missing=(*comparison.missing, str(error)))
+            comparison = replace(comparison, missing=(*comparison.missing, f"no pictures: {error}"))
     try:
         write_compare_page(out, comparison, images)
     except OSError as error:
@@ -76,7 +77,9 @@ def summary_lines(comparison: Comparison) -> list[str]:
         lines = [comparison.unpaired_reason]
     else:
         fixed, broken = len(comparison.fixed), len(comparison.broken)
-        lines = [f"B fixes {fixed:,} images and breaks {broken:,}; McNemar's exact p = {comparison.p_value:.3g}"]
+        p = format_p_value(comparison.p_value)
+        equals = "" if p.startswith("<") else "= "
+        lines = [f"B fixes {fixed:,} images and breaks {broken:,}; McNemar's exact p {equals}{p}"]
     return lines + [f"{runs} differ only in seed: {statistics}" for runs, statistics in comparison.seeds.items()]
 
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
-from cifar10_accel.commands.predict import ENLARGED, enlarged
-from cifar10_accel.data.datasets import Dataset
-from cifar10_accel.data.image_folder import read_image
+from cifar10_accel.commands.predict import enlarged, with_heat_map
+from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.data.image_files import read_image
+from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import InputError, SettingsError
 from cifar10_accel.models.classifier import Classifier
 from cifar10_accel.models.features import NearestNeighbours, features
-from cifar10_accel.models.grad_cam import heat_maps, overlay
+from cifar10_accel.models.grad_cam import heat_maps
 from cifar10_accel.runs.run_folder import locate_checkpoint
 from cifar10_accel.runs.saved_run import SavedRun
 
@@ -45,8 +45,8 @@ class Explanation:
     """The prediction for one image, and what it is based on."""
 
     probabilities: dict[str, float]
-    model_input: Pixels  # the 32x32 pixels, enlarged
-    heat: Pixels  # the same in grey, with Grad-CAM for the most probable class over it
+    model_input: Pixels  # its pixels, enlarged, as RGB
+    heat: Pixels | None  # the same in gray, with Grad-CAM for the most probable class; None without feature maps
     nearest: Captioned  # training images, nearest first
 
 
@@ -54,7 +54,7 @@ class Explainer:
     """Predicts images with one run and explains the predictions."""
 
     def __init__(self, model: Classifier, dataset: Dataset, *, num_images: int) -> None:
-        self.dataset = dataset
+        self.dataset, self.image_format = dataset, model.image_format
         self._model = model
         self._training_images = NearestNeighbours(model, dataset.train, num_images=num_images)
 
@@ -69,15 +69,13 @@ class Explainer:
         return cls(Classifier.from_run(source), run.dataset(), num_images=num_images)
 
     def explain(self, pixels: Pixels) -> Explanation:
-        """Return the prediction for (32, 32, 3) uint8 pixels."""
+        """Return the prediction for uint8 pixels of the model's format, (H, W, C)."""
         inputs = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2) / 255
         probabilities = self._model.probabilities(torch.from_numpy(pixels)[None])[0]
-        heat = heat_maps(self._model, inputs, probabilities.argmax()[None])
-        large_heat = F.interpolate(heat[:, None], scale_factor=ENLARGED, mode="bilinear")[0, 0].numpy()
         return Explanation(
             dict(zip(self._model.class_names, probabilities.tolist(), strict=True)),
             enlarged(pixels),
-            overlay(enlarged(pixels), large_heat),
+            self._heat(pixels, inputs, probabilities.argmax()),
             self._nearest(features(self._model, inputs)[0]),
         )
 
@@ -86,6 +84,12 @@ class Explainer:
         test = self.dataset.test
         rows = np.linspace(0, len(test) - 1, min(NUM_EXAMPLES, len(test))).round().astype(int)
         return [(test.images[row], self.dataset.class_names[test.labels[row]]) for row in rows]
+
+    def _heat(self, pixels: Pixels, inputs: torch.Tensor, label: torch.Tensor) -> Pixels | None:
+        try:
+            return with_heat_map(pixels, heat_maps(self._model, inputs, label[None])[0])
+        except InputError:  # not of every model: a vision transformer has no feature maps
+            return None
 
     def _nearest(self, query: torch.Tensor) -> Captioned:
         train = self.dataset.train
@@ -101,7 +105,7 @@ def page(explainer: Explainer, *, title: str) -> "gradio.Blocks":
     """Return the page: an image is dropped or chosen from the test set, and its explanation is shown beside it."""
     import gradio
 
-    examples = explainer.examples()
+    examples, takes = explainer.examples(), explainer.image_format
 
     def show(pixels: Pixels) -> list[Any]:
         explanation = explainer.explain(pixels)
@@ -109,7 +113,8 @@ def page(explainer: Explainer, *, title: str) -> "gradio.Blocks":
 
     def show_file(path: str) -> list[Any]:
         try:
-            return [None, *show(read_image(Path(path)))]  # None empties the file input, so that it takes the next
+            pixels = read_image(Path(path), takes.size, takes.channels)
+            return [None, *show(pixels)]  # None empties the file input, so that it takes the next
         except InputError as error:
             gradio.Warning(str(error).replace(path, Path(path).name))
             return [None, *[gradio.skip()] * 4]
@@ -120,7 +125,7 @@ def page(explainer: Explainer, *, title: str) -> "gradio.Blocks":
     plain: dict[str, Any] = {"format": "png", "buttons": [], "show_label": False, "height": "auto"}
     blocks = gradio.Blocks(title=title, analytics_enabled=False)
     with blocks:
-        gradio.Markdown(f"## {title}\nNothing leaves this machine. Images are cropped to a square of 32 pixels a side.")
+        gradio.Markdown(f"## {title}\nNothing leaves this machine. {_preparation(takes)}")
         with gradio.Row():
             with gradio.Column():
                 dropped = gradio.File(label="Drop an image here, or click", file_types=["image"], height=140)
@@ -139,6 +144,11 @@ def page(explainer: Explainer, *, title: str) -> "gradio.Blocks":
         dropped.upload(show_file, dropped, [dropped, *outputs], show_progress="hidden")
         chosen.select(show_example, None, outputs, show_progress="hidden")
     return blocks
+
+
+def _preparation(takes: ImageFormat) -> str:
+    gray = "" if takes.channels == 3 else " in grayscale"
+    return f"Images are cropped to a square of {takes.size} pixels a side{gray}."
 
 
 def demo(source: Path, *, num_images: int, data_dir: Path | None, port: int | None) -> None:

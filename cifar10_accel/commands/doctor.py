@@ -13,13 +13,15 @@ from accelerate.utils import gather_object
 
 from cifar10_accel.commands import doctor_checks
 from cifar10_accel.commands.doctor_checks import Check
+from cifar10_accel.commands.doctor_launch import examine_machines
 from cifar10_accel.commands.throughput import Throughput, measure
-from cifar10_accel.data import cifar10_files
+from cifar10_accel.data.cifar_files import CIFAR10, official_files
 from cifar10_accel.data.datasets import load_dataset
-from cifar10_accel.errors import SettingsError, UserError
+from cifar10_accel.errors import UserError
 from cifar10_accel.formatting import format_seconds
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.accelerator import make_accelerator, run_on_main
+from cifar10_accel.training.compilation import require_compiler
 from cifar10_accel.training.setup import RunSetup
 from cifar10_accel.training.state import TrainingState, build_state
 
@@ -30,8 +32,8 @@ def examine(settings: Settings) -> Iterator[Check]:
     """Yield each check as soon as it is made, the same on all ranks. All ranks must iterate over it."""
     try:
         accelerator = make_accelerator(settings)
-    except SettingsError as error:
-        yield Check("error", str(error))
+    except UserError as error:
+        yield Check("error", str(error), exit_code=error.exit_code)
         settings = settings.resolve_recipe(on_cpu=not torch.accelerator.is_available())
         for check in (doctor_checks.data, doctor_checks.run_folder, doctor_checks.tracker):  # need no other rank
             yield check(settings)
@@ -49,6 +51,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     settings = _resolve_without_download(settings, accelerator)
     for about_run in (doctor_checks.run_folder, doctor_checks.tracker):
         yield run_on_main(accelerator, lambda check=about_run: check(settings))  # type: ignore[misc]
+    yield from examine_machines(settings, accelerator)
     yield from _examine_speed(settings, accelerator)
 
 
@@ -56,17 +59,15 @@ def _resolve_without_download(settings: Settings, accelerator: Accelerator) -> S
     """Resolve data set and precision as training does, but download nothing."""
     dataset = settings.dataset
     if dataset == "auto":
-        is_there = run_on_main(accelerator, lambda: cifar10_files.locate(settings.data_dir) is not None)
+        is_there = run_on_main(accelerator, lambda: CIFAR10.locate(settings.data_dir) is not None)
         dataset = "cifar10" if is_there else "synthetic"
     return settings.model_copy(update={"dataset": dataset, "precision": accelerator.mixed_precision})
 
 
 def _examine_speed(settings: Settings, accelerator: Accelerator) -> Iterator[Check]:
     """Yield the checks that need images and a model: augmentation, disk space, speed, time and memory."""
-    if (
-        settings.dataset == "cifar10"
-        and run_on_main(accelerator, lambda: cifar10_files.locate(settings.data_dir)) is None
-    ):
+    official = official_files(settings.dataset)
+    if official is not None and run_on_main(accelerator, lambda: official.locate(settings.data_dir)) is None:
         return  # reported by the check of the data; training would download it
     loaded: list[RunSetup] = []
     faults = _run_on_all(accelerator, lambda: loaded.append(_load(settings, accelerator)))
@@ -74,7 +75,12 @@ def _examine_speed(settings: Settings, accelerator: Accelerator) -> Iterator[Che
         yield faults[0]
         return
     (setup,) = loaded
-    yield run_on_main(accelerator, lambda: doctor_checks.augmentation(settings, setup.dataset.train))
+    yield run_on_main(accelerator, lambda: doctor_checks.augmentation(settings, setup.dataset))
+    if settings.compile:
+        faults = _run_on_all(accelerator, lambda: require_compiler(accelerator.device))
+        yield faults[0] if faults else Check("ok", "compile: torch.compile works")
+        if faults:
+            return
     state = build_state(setup)
     try:
         speed = measure(state, setup)

@@ -18,11 +18,11 @@ from accelerate.commands.config.config_args import default_config_file
 from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 
-from cifar10_accel.data import cifar10_files
 from cifar10_accel.data.augment.pipeline import AugmentedImages, training_pipeline
-from cifar10_accel.data.datasets import Split
+from cifar10_accel.data.cifar_files import NoDataError, official_files
+from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.data.loader import lower_if_possible
-from cifar10_accel.errors import InputError, UserError
+from cifar10_accel.errors import UserError
 from cifar10_accel.files import read_yaml
 from cifar10_accel.runs import checkpoint
 from cifar10_accel.runs.run_folder import RunFolder
@@ -47,7 +47,7 @@ class Check:
 
 def failed(subject: str, error: UserError) -> Check:
     """Return a failed check for a user error, whose message includes what to do."""
-    return Check("error", f"{subject}: {error}", exit_code=3 if isinstance(error, InputError) else 2)
+    return Check("error", f"{subject}: {error}", exit_code=error.exit_code)
 
 
 def ranks(accelerator: Accelerator) -> Check:
@@ -122,6 +122,8 @@ def default_config(accelerator: Accelerator) -> Check:
 def port(accelerator: Accelerator) -> Check:
     """Check that this launch, or the next one on this machine, has a port of its own."""
     remedy = "give the launcher a free port: --main_process_port 0 (torchrun: --standalone)"
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) < accelerator.num_processes:
+        remedy = "if other launches share a machine with this one, give all machines another --main_process_port"
     if accelerator.num_processes > 1:
         used = int(os.environ.get("MASTER_PORT", "0"))
         if used == DEFAULT_PORT:
@@ -144,10 +146,13 @@ def data(settings: Settings) -> Check:
         return Check("ok", "data: SYNTHETIC, generated at the start; no results for CIFAR-10")
     if settings.dataset == "folder":
         return Check("ok", f"data: class folders in {settings.data_dir}")  # they are checked when they are read
-    fetch = f"run `cifar10-accel data fetch --data-dir {settings.data_dir}`"
+    official = official_files(settings.dataset)
+    if official is None:
+        return Check("ok", f"data: {settings.dataset}, which the run loads")
+    fetch = f"run `{official.fetch_command} --data-dir {settings.data_dir}`"
     try:
-        files = cifar10_files.verify(settings.data_dir)
-    except cifar10_files.NoDataError:
+        files = official.verify(settings.data_dir)
+    except NoDataError:
         if settings.dataset == "auto":
             return Check(
                 "warning",
@@ -155,10 +160,10 @@ def data(settings: Settings) -> Check:
                 "cannot, trains on SYNTHETIC images",
                 fetch,
             )
-        return Check("error", f"data: no CIFAR-10 in {settings.data_dir}", fetch, exit_code=3)
+        return Check("error", f"data: no {official.title} in {settings.data_dir}", fetch, exit_code=3)
     except UserError as error:
         return failed("data", error)
-    return Check("ok", f"data: CIFAR-10 in {files[0][0].parent}, {len(files)} files with the published digests")
+    return Check("ok", f"data: {official.title} in {files[0][0].parent}, {len(files)} files with the published digests")
 
 
 def run_folder(settings: Settings) -> Check:
@@ -166,7 +171,7 @@ def run_folder(settings: Settings) -> Check:
     folder = RunFolder.of(settings)
     other = "give another --run-name"
     try:
-        with tempfile.TemporaryFile(dir=_existing(folder.path)):
+        with tempfile.TemporaryFile(dir=existing_folder(folder.path)):
             pass
     except OSError as error:
         return Check(
@@ -191,7 +196,7 @@ def run_folder(settings: Settings) -> Check:
 
 def disk(settings: Settings, *, checkpoint_bytes: int) -> Check:
     """Check that the disk has space for the checkpoints that are kept and the one being written."""
-    place = _existing(RunFolder.of(settings).path)
+    place = existing_folder(RunFolder.of(settings).path)
     need, free = (settings.keep_checkpoints + 1) * checkpoint_bytes, shutil.disk_usage(place).free
     text = (
         f"disk: {_size(free)} free, checkpoints need {_size(need)} "
@@ -226,13 +231,15 @@ def tracker(settings: Settings) -> Check:
     return Check("ok", f"tracking: W&B, {mode}{hint}")
 
 
-def augmentation(settings: Settings, train: Split) -> Check:
+def augmentation(settings: Settings, dataset: Dataset) -> Check:
     """Check that loader workers augment an image as a function of (seed, epoch, index)."""
-    if lower_if_possible(settings) is not None:
+    train, image_format = dataset.train, dataset.image_format
+    pipeline = training_pipeline(settings, image_format, num_classes=len(dataset.class_names))
+    if lower_if_possible(pipeline, settings, image_format) is not None:
         return Check("ok", "augmentation: whole batches on the device, no workers")
     if not settings.augment:
         return Check("ok", "augmentation: none")
-    images = AugmentedImages(train.images, train.labels, pipeline=training_pipeline(settings), seed=settings.seed)
+    images = AugmentedImages(train.images, train.labels, pipeline=pipeline, seed=settings.seed)
     requested = [[(epoch, index) for index in range(8)] for epoch in (0, 0, 1, 1)]
     workers = min(settings.num_workers, 2)  # batches go to two workers in turn
     found = [batch[0] for batch in DataLoader(images, batch_sampler=requested, num_workers=workers)]
@@ -251,7 +258,7 @@ def augmentation(settings: Settings, train: Split) -> Check:
     )
 
 
-def _existing(path: Path) -> Path:
+def existing_folder(path: Path) -> Path:
     """Return the folder itself or its nearest parent that exists."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
 

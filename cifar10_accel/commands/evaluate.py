@@ -1,11 +1,14 @@
 """Evaluate a run or one of its checkpoints on the whole test set, on any number of processes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
+from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.errors import InputError
 from cifar10_accel.runs import checkpoint
+from cifar10_accel.runs.relocate import require_data, settings_here
 from cifar10_accel.runs.run_folder import RunFolder, locate_checkpoint
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.evaluation import Evaluation, evaluate_dataset
@@ -32,11 +35,14 @@ def load_trained_run(source: Path, *, overrides: dict[str, str]) -> LoadedRun:
         overrides: Settings that win over those of the run: data_dir, tta, eval_batch_size, precision.
 
     Raises:
-        InputError: `source` is neither.
+        InputError: `source` is neither, or its data set is not here. Nothing is downloaded.
     """
     folder, path = locate_checkpoint(source)
-    setup = set_up_run(Settings(**(folder.settings().model_dump(mode="json") | overrides)))
-    model = build_seeded_model(setup.settings, setup.accelerator, num_classes=len(setup.dataset.class_names))
+    settings = settings_here(folder.settings(), overrides)
+    require_data(settings)
+    setup = set_up_run(settings)
+    setup = replace(setup, dataset=_as_trained_on(setup.dataset, folder, settings))
+    model = build_seeded_model(setup.settings, setup.accelerator, setup.dataset)
     saved = checkpoint.load(path)
     checkpoint.load_into(model, saved.evaluated, source=path)
     return LoadedRun(folder, setup, model, saved.step)
@@ -47,3 +53,20 @@ def evaluate(source: Path, *, overrides: dict[str, str]) -> tuple[Evaluation, Se
     run = load_trained_run(source, overrides=overrides)
     setup = run.setup
     return evaluate_dataset(setup.accelerator, run.model, setup.dataset, setup.settings), setup.settings
+
+
+def _as_trained_on(dataset: Dataset, folder: RunFolder, settings: Settings) -> Dataset:
+    """Return a data set with the normalisation of a run, after checking that it has the run's classes and format."""
+    recorded, wanted = folder.read_json("environment.json").get("classes"), folder.image_format()
+    if recorded and list(recorded) != list(dataset.class_names):
+        raise InputError(
+            f"the data set in {settings.data_dir} has the classes {', '.join(dataset.class_names)}, but "
+            f"{folder.path} was trained on {', '.join(recorded)}; give the --data-dir of its data set"
+        )
+    found = dataset.image_format
+    if (found.size, found.channels) != (wanted.size, wanted.channels):
+        raise InputError(
+            f"the data set in {settings.data_dir} has images of {found.size} pixels and {found.channels} channels, but "
+            f"{folder.path} was trained on {wanted.size} and {wanted.channels}; give the --data-dir of its data set"
+        )
+    return dataset.normalised_as(wanted)

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from rich.progress import track
-
 from cifar10_accel.errors import NonFiniteError, SettingsError
 from cifar10_accel.settings import Settings
+from cifar10_accel.tracking.progress import track
 from cifar10_accel.training.lr_schedule import LrRange
 from cifar10_accel.training.oom import fit_micro_batch
 from cifar10_accel.training.setup import set_up_run
@@ -50,8 +49,8 @@ def lr_range(settings: Settings, *, schedule: LrRange) -> LrRangeResult:
     losses: list[float] = []
     accuracies: list[float] = []
     steps = setup.loader.batches(0, schedule.total_steps)
-    hidden = not setup.accelerator.is_main_process
-    for batches in track(steps, "LR range test", total=schedule.total_steps, disable=hidden, transient=True):
+    is_main = setup.accelerator.is_main_process
+    for batches in track(steps, "LR range test", num_steps=schedule.total_steps, is_main=is_main):
         lr = schedule.lr_at(len(lrs))
         try:
             totals = train_step(state, batches, lr=lr)

@@ -4,7 +4,9 @@ import csv
 import glob
 import io
 import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -17,15 +19,17 @@ import torch.nn.functional as F
 from PIL import Image
 from rich.table import Table
 
-from cifar10_accel.data.image_folder import read_image
+from cifar10_accel.data.image_files import ImageFile, load_image
 from cifar10_accel.errors import InputError, OutOfResourcesError
 from cifar10_accel.models.classifier import Classifier
 from cifar10_accel.models.grad_cam import heat_maps, overlay
 
 BATCH = 256  # images in memory at a time
-ENLARGED = 8  # times: images of 32 pixels a side are too small to look at
+SHOWN_SIZE = 256  # pixels: smaller images are enlarged to about this side
 
 Pixels = npt.NDArray[np.uint8]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,15 @@ class Prediction:
     path: Path
     classes: tuple[tuple[str, float], ...]  # (name, probability), the most probable first
     fault: str  # empty for a readable image
+    notes: tuple[str, ...] = ()  # on what was taken of the image, if that is not all of it
 
 
 def predict(source: Path, paths: Sequence[Path], *, top: int, overlays: Path | None = None) -> list[Prediction]:
     """Predict image files of any size and format.
 
-    Images are rotated upright, laid over white where they are transparent, resized and centre-cropped to 32x32.
+    Images are changed to the format that the model takes as `load_image` says: rotated upright, laid over white where
+    they are transparent, resized and centre-cropped. A warning is logged for each file of which only a part was used:
+    the first frame of several, or the middle of a panorama.
 
     Args:
         source: A run folder or a checkpoint in one.
@@ -65,7 +72,8 @@ def predict(source: Path, paths: Sequence[Path], *, top: int, overlays: Path | N
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """Return the image files that paths name: files as they are, folders and glob patterns searched recursively.
 
-    What a folder or a pattern holds comes in natural order: image 2 before image 10.
+    What a folder or a pattern holds comes in natural order: image 2 before image 10. In folders, hidden files are left
+    out, and others that are no images are counted in a warning.
 
     Raises:
         InputError: A folder or pattern has no images.
@@ -73,8 +81,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            known = Image.registered_extensions()
-            found = [file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()]
+            found = _images_below(path)
         elif glob.has_magic(str(path)) and not path.exists():
             found = [file for name in glob.glob(str(path), recursive=True) if (file := Path(name)).is_file()]
         else:
@@ -84,6 +91,24 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             raise InputError(f"{path}: no image files there; give image files, a folder of them or a pattern")
         files += sorted(found, key=_natural_order)
     return files
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Return the image files below a folder, also of kinds that need a converter: reading them says so."""
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    known |= {".heic", ".heif", ".svg"}
+    files = [file for file in folder.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(folder))]
+    found = [file for file in files if file.suffix.lower() in known]
+    if len(found) < len(files):
+        others = Counter(file.suffix.lower() or "no suffix" for file in files if file.suffix.lower() not in known)
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
+        files_skipped = f"{others.total():,} file{'s' * (others.total() > 1)} skipped"
+        logger.warning(f"{folder}: {files_skipped}, no image ({kinds})")
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def as_table(predictions: Sequence[Prediction]) -> Table:
@@ -114,44 +139,67 @@ def as_json(predictions: Sequence[Prediction]) -> str:
         [
             {"file": str(prediction.path), "classes": dict(prediction.classes)}
             | ({"fault": prediction.fault} if prediction.fault else {})
+            | ({"notes": prediction.notes} if prediction.notes else {})
             for prediction in predictions
         ],
         indent=1,
     )
 
 
+def enlarged(pixels: Pixels) -> Pixels:
+    """Return an image (H, W, 1 or 3) as RGB for a person to look at: each pixel of a small one repeated to a square."""
+    factor = max(1, SHOWN_SIZE // pixels.shape[0])
+    rgb = pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
+    return rgb.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def with_heat_map(pixels: Pixels, heat: torch.Tensor) -> Pixels:
+    """Return an image, enlarged and in gray, with a heat map (H, W) in 0..1 over it."""
+    large = enlarged(pixels)
+    return overlay(large, F.interpolate(heat[None, None], size=large.shape[:2], mode="bilinear")[0, 0].numpy())
+
+
 def _predict_batch(model: Classifier, paths: Sequence[Path], *, top: int, overlays: Path | None) -> list[Prediction]:
-    images, faults = {}, {}
+    takes = model.image_format
+    images: dict[Path, ImageFile] = {}
+    faults = {}
     for path in paths:
         try:
-            images[path] = read_image(path)
+            images[path] = load_image(path, takes.size, takes.channels)
         except InputError as error:
             faults[path] = str(error)
-    best = _best_classes(model, np.stack(list(images.values())), top=top) if images else []
+    notes = {path: _notes(image) for path, image in images.items()}
+    for path, lines in notes.items():
+        for line in lines:
+            logger.warning(f"{path}: {line}")
+    best = _best_classes(model, np.stack([image.pixels for image in images.values()]), top=top) if images else []
     classes = dict(zip(images, best, strict=True))
     if overlays is not None and images:
         _write_overlays(model, images, [names[0][0] for names in best], overlays)
-    return [Prediction(path, classes.get(path, ()), faults.get(path, "")) for path in paths]
+    return [Prediction(path, classes.get(path, ()), faults.get(path, ""), notes.get(path, ())) for path in paths]
 
 
-def _write_overlays(model: Classifier, images: dict[Path, Pixels], names: list[str], folder: Path) -> None:
-    """Write <stem>-<class>.png, with a number if that exists: the 32x32 pixels enlarged, plain and with Grad-CAM."""
-    inputs = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2) / 255
+def _notes(image: ImageFile) -> tuple[str, ...]:
+    """Return what a person may not expect: that the prediction is for a part of the file."""
+    words = {
+        "first frame": "the first of its {} frames was used",
+        "panorama": "only the square in its middle was used, {} of the image",
+    }
+    return tuple(words[kind].format(detail) for kind, detail in image.changes if kind in words)
+
+
+def _write_overlays(model: Classifier, images: dict[Path, ImageFile], names: list[str], folder: Path) -> None:
+    """Write <stem>-<class>.png, with a number if that exists: the model's input, plain and with Grad-CAM."""
+    inputs = torch.from_numpy(np.stack([image.pixels for image in images.values()])).permute(0, 3, 1, 2) / 255
     chosen = torch.tensor([model.class_names.index(name) for name in names])
-    heats = F.interpolate(heat_maps(model, inputs, chosen)[:, None], scale_factor=ENLARGED, mode="bilinear")[:, 0]
+    heats = heat_maps(model, inputs, chosen)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for (path, image), name, heat in zip(images.items(), names, heats.numpy(), strict=True):
-            large = enlarged(image)
-            both = np.concatenate([large, overlay(large, heat)], axis=1)
-            Image.fromarray(both).save(_free_name(folder, f"{path.stem}-{name}"))
+        for (path, image), name, heat in zip(images.items(), names, heats, strict=True):
+            both = np.concatenate([enlarged(image.pixels), with_heat_map(image.pixels, heat)], axis=1)
+            Image.fromarray(both).save(_free_name(folder, f"{path.stem}-{name.replace('/', '-')}"))
     except OSError as error:
         raise OutOfResourcesError(f"{folder}: cannot be written ({error.strerror}); give another folder") from None
-
-
-def enlarged(pixels: Pixels) -> Pixels:
-    """Return (H, W, 3) pixels with each one repeated to a square."""
-    return pixels.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
 
 
 def _free_name(folder: Path, stem: str) -> Path:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from cifar10_accel.data.augment.batched import lower
 from cifar10_accel.data.augment.pipeline import apply, image_key, image_keys, training_pipeline
-from cifar10_accel.data.constants import MEAN, STD
+from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.data.loader import lower_if_possible, scaled_down
 from cifar10_accel.errors import SettingsError
@@ -37,13 +37,9 @@ def preview(settings: Settings, *, epochs: Sequence[int], indices: Sequence[int]
     dataset = load_dataset(settings, seed=settings.seed)
     if max(indices) >= len(dataset.train):
         raise SettingsError(f"index: {max(indices)} is not a training image; give 0 to {len(dataset.train) - 1}")
-    images = dataset.train.images[list(indices)]
-    backends = (
-        ["batched", "albumentations"]
-        if compare
-        else ["albumentations" if lower_if_possible(settings) is None else "batched"]
-    )
-    drawn = np.stack([_augmented(images, settings, backend, epochs, indices) for backend in backends], axis=1)
+    augmenter = _Augmenter(settings, dataset, indices)
+    backends = ["batched", "albumentations"] if compare else [augmenter.backend()]
+    drawn = np.stack([augmenter.draw(backend, epochs) for backend in backends], axis=1)
     names = [dataset.class_names[dataset.train.labels[index]] for index in indices]
     rows = [
         f"{name} #{index}{f' {backend}' if compare else ''}"
@@ -62,36 +58,43 @@ def preview(settings: Settings, *, epochs: Sequence[int], indices: Sequence[int]
         raise SettingsError(f"out: {path} cannot be written ({error.strerror}); give another --out") from None
 
 
-def _augmented(
-    images: Pixels, settings: Settings, backend: str, epochs: Sequence[int], indices: Sequence[int]
-) -> Pixels:
-    """Return (images, epochs, 32, 32, 3) uint8."""
-    make = _batched if backend == "batched" else _one_by_one
-    made = [_with_low_res(make(images, settings, epoch, indices), settings, epoch) for epoch in epochs]
-    return np.stack([_to_pixels(images_of_epoch) for images_of_epoch in made], axis=1)
+class _Augmenter:
+    """Augmentation of some training images as in a training, back to pixels."""
 
+    def __init__(self, settings: Settings, dataset: Dataset, indices: Sequence[int]) -> None:
+        self._settings, self._format, self._indices = settings, dataset.image_format, list(indices)
+        self._images = dataset.train.images[self._indices]
+        self._pipeline = training_pipeline(settings, self._format, num_classes=len(dataset.class_names))
 
-def _batched(images: Pixels, settings: Settings, epoch: int, indices: Sequence[int]) -> torch.Tensor:
-    keys = image_keys(settings.seed, epoch, torch.tensor(list(indices)))
-    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return lower(training_pipeline(settings))(batch, keys, dtype=torch.float32)
+    def backend(self) -> str:
+        """Return the backend that the training uses."""
+        lowered = lower_if_possible(self._pipeline, self._settings, self._format)
+        return "albumentations" if lowered is None else "batched"
 
+    def draw(self, backend: str, epochs: Sequence[int]) -> Pixels:
+        """Return (images, epochs, H, W, 3) uint8."""
+        make = self._batched if backend == "batched" else self._one_by_one
+        return np.stack([self._to_pixels(self._with_low_res(make(epoch), epoch)) for epoch in epochs], axis=1)
 
-def _one_by_one(images: Pixels, settings: Settings, epoch: int, indices: Sequence[int]) -> torch.Tensor:
-    pipeline = training_pipeline(settings)
-    pairs = zip(images, indices, strict=True)
-    return torch.stack([apply(pipeline, image, key=image_key(settings.seed, epoch, index)) for image, index in pairs])
+    def _batched(self, epoch: int) -> torch.Tensor:
+        keys = image_keys(self._settings.seed, epoch, torch.tensor(self._indices))
+        batch = torch.from_numpy(self._images).permute(0, 3, 1, 2)
+        return lower(self._pipeline, self._format)(batch, keys, dtype=torch.float32)
 
+    def _one_by_one(self, epoch: int) -> torch.Tensor:
+        keys = [image_key(self._settings.seed, epoch, index) for index in self._indices]
+        pairs = zip(self._images, keys, strict=True)
+        return torch.stack([apply(self._pipeline, image, key=key) for image, key in pairs])
 
-def _with_low_res(images: torch.Tensor, settings: Settings, epoch: int) -> torch.Tensor:
-    """Scale down in epochs of low resolution, and back to (N, 3, 32, 32) with larger pixels."""
-    if epoch >= settings.low_res_epochs:
-        return images
-    return F.interpolate(scaled_down(images, settings.low_res_size), size=images.shape[2:], mode="nearest")
+    def _with_low_res(self, images: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Scale down in epochs of low resolution, and back to the size with larger pixels."""
+        if epoch >= self._settings.low_res_epochs:
+            return images
+        small = scaled_down(images, self._settings.low_res_size)
+        return F.interpolate(small, size=images.shape[2:], mode="nearest")
 
-
-def _to_pixels(normalised: torch.Tensor) -> Pixels:
-    """Convert (N, 3, 32, 32) normalised floats back to (N, 32, 32, 3) uint8."""
-    pixels = normalised.permute(0, 2, 3, 1).numpy() * np.array(STD) + np.array(MEAN)
-    whole: Pixels = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
-    return whole
+    def _to_pixels(self, normalised: torch.Tensor) -> Pixels:
+        """Convert (N, C, H, W) normalised floats back to (N, H, W, 3) uint8."""
+        pixels = normalised.permute(0, 2, 3, 1).numpy() * np.array(self._format.std) + np.array(self._format.mean)
+        whole: Pixels = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+        return whole if whole.shape[-1] == 3 else whole.repeat(3, axis=-1)

@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 from rich.table import Table
 
 from cifar10_accel.commands.evaluate import LoadedRun, load_trained_run
 from cifar10_accel.data.corruptions import CORRUPTIONS, corrupt
-from cifar10_accel.data.datasets import Split
+from cifar10_accel.data.dataset import Split
 from cifar10_accel.errors import OutOfResourcesError
 from cifar10_accel.formatting import dataset_title
 from cifar10_accel.runs.run_folder import locate_checkpoint
+from cifar10_accel.tracking.progress import track
 from cifar10_accel.training.accelerator import run_on_main
-from cifar10_accel.training.evaluation import evaluate_split
+from cifar10_accel.training.evaluation import MAX_ROWS, evaluate_split
 
 Result = dict[str, Any]
 SEVERITIES = range(1, 6)
@@ -36,9 +36,10 @@ def robustness(source: Path, *, num_images: int | None, seed: int, overrides: di
     run = load_trained_run(source, overrides=overrides)
     split = _subset(run.setup.dataset.test, num_images)
     clean = _errors(run, split)
+    is_main = run.setup.accelerator.is_main_process
     found = {
         name: _corrupted(run, split, name, seed=seed)
-        for name in track(CORRUPTIONS, "corruptions", disable=not run.setup.accelerator.is_main_process, transient=True)
+        for name in track(CORRUPTIONS, "corruptions", num_steps=len(CORRUPTIONS), is_main=is_main)
     }
     by_class = np.mean([classes for kind in found.values() for classes in kind["class_error"]], axis=0)
     result = {
@@ -47,6 +48,7 @@ def robustness(source: Path, *, num_images: int | None, seed: int, overrides: di
         "num_images": len(split),
         "seed": seed,
         "classes": list(run.setup.dataset.class_names),
+        "class_images": np.bincount(split.labels, minlength=len(run.setup.dataset.class_names)).tolist(),
         "clean": {"error": clean[0], "class_error": clean[1]},
         "corruptions": found,
         "mean_corruption_error": float(np.mean([kind["error"] for kind in found.values()])),
@@ -71,7 +73,16 @@ def tables(result: Result) -> list[Table]:
     for name, kind in result["corruptions"].items():
         kinds.add_row(name, *(f"{error:.2%}" for error in kind["error"]), f"{np.mean(kind['error']):.2%}")
     classes = Table("class", "clean", "corrupted", "worst at", title="error by class", title_justify="left")
-    for k, name in enumerate(result["classes"]):
+    shown = list(range(len(result["classes"])))
+    if len(shown) > MAX_ROWS:
+        errors = result["class_mean_corruption_error"]
+        shown = sorted(shown, key=lambda k: -errors[k] if result["class_images"][k] else 1)[:MAX_ROWS]
+        classes.caption = f"the {MAX_ROWS} of {len(errors)} classes with the highest error"
+    for k in shown:
+        name = result["classes"][k]
+        if not result["class_images"][k]:
+            classes.add_row(name, "-", "-", "no images")
+            continue
         worst = max(result["corruptions"].items(), key=lambda item: np.mean([row[k] for row in item[1]["class_error"]]))
         clean, corrupted = result["clean"]["class_error"][k], result["class_mean_corruption_error"][k]
         classes.add_row(name, f"{clean:.2%}", f"{corrupted:.2%}", worst[0])
@@ -91,8 +102,13 @@ def _subset(split: Split, num_images: int | None) -> Split:
 
 def _errors(run: LoadedRun, split: Split) -> tuple[float, list[float]]:
     """Return the error, 0..1, of all images and of each class; 0 for a class without images."""
+    setup = run.setup
     predictions, _ = evaluate_split(
-        run.setup.accelerator, run.model, split, batch_size=run.setup.settings.eval_batch_size
+        setup.accelerator,
+        run.model,
+        split,
+        batch_size=setup.settings.eval_batch_size,
+        image_format=setup.dataset.image_format,
     )
     errors = 1 - np.nan_to_num(predictions.class_accuracy(), nan=1.0)
     return 1 - predictions.accuracy(), errors.tolist()
@@ -119,8 +135,9 @@ def _write(run: LoadedRun, split: Split, result: Result, *, seed: int) -> None:
         for name, kind in CORRUPTIONS.items()
     ]
     sheet = np.concatenate([np.concatenate(row, axis=1) for row in tiles], axis=0)
+    rgb = sheet if sheet.shape[2] == 3 else sheet.repeat(3, axis=2)
     try:
-        Image.fromarray(sheet).save(run.folder.path / "robustness.png")
+        Image.fromarray(rgb).save(run.folder.path / "robustness.png")
         run.folder.write_json("robustness.json", result)
     except OSError as error:
         raise OutOfResourcesError(f"{run.folder.path}: cannot be written ({error.strerror}); make room") from None

@@ -27,7 +27,7 @@ from cifar10_accel.data.loader import Batch
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.accelerator import launch_info
-from cifar10_accel.training.lr_schedule import OneCycle
+from cifar10_accel.training.lr_schedule import make_schedule
 from cifar10_accel.training.setup import set_up_run
 from cifar10_accel.training.state import TrainingState, build_state
 from cifar10_accel.training.step import train_step
@@ -42,7 +42,7 @@ def log_steps(settings: Settings, *, num_steps: int) -> Iterator[dict[str, Any]]
     yield launch_info(setup.accelerator)
     state = build_state(setup)
     norms = _GradientNorms(state)
-    schedule = OneCycle.of(setup.settings, steps_per_epoch=setup.plan.steps_per_epoch)
+    schedule = make_schedule(setup.settings, steps_per_epoch=setup.plan.steps_per_epoch)
     for batches in setup.loader.batches(0, min(num_steps, schedule.total_steps)):
         lr = schedule.lr_at(state.step)
         line = {"step": state.step, "lr": lr, **_inputs(batches)}

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from accelerate import Accelerator
 
-from cifar10_accel.data.constants import IMAGE_SIZE
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.randomness import draws, keys_for, seed_for
 from cifar10_accel.settings import Settings
@@ -36,7 +35,7 @@ class BatchPlan:
     rank: int
     seed: int
     low_res_epochs: int = 0  # number of epochs, from the first on, with images scaled down
-    low_res_size: int = IMAGE_SIZE  # height and width of the images in those epochs
+    low_res_size: int = 0  # height and width of the images in those epochs
 
     @classmethod
     def of(cls, settings: Settings, accelerator: Accelerator, num_images: int) -> "BatchPlan":

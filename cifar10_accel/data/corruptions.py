@@ -1,8 +1,8 @@
 """Image corruptions: six kinds with five severities each, to measure the robustness of a model.
 
 The kinds are among those of Hendrycks and Dietterich 2019, https://arxiv.org/abs/1903.12261. Their strengths are chosen
-here for 32x32 pixels, so errors are not comparable with those on CIFAR-10-C. They are computed by torchvision, JPEG by
-Pillow.
+here for 32x32 pixels, so errors are not comparable with those on CIFAR-10-C; numbers of pixels grow with the size of
+the images. They are computed by torchvision, JPEG by Pillow.
 """
 
 import io
@@ -22,7 +22,8 @@ from cifar10_accel.randomness import seed_for
 Pixels = npt.NDArray[np.uint8]
 
 CHUNK = 1000  # images corrupted at a time; the noise of an image depends on it
-BLUR_KERNEL = 9  # pixels: three sigma of the strongest blur on both sides
+SIZE = 32  # pixels a side, for which the strengths are given
+BLUR_RADIUS = 4  # pixels at that size: almost three sigma of the strongest blur
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Corruption:
 
     parameter: str
     strengths: tuple[float, ...]
-    function: Callable[[Tensor, float], Tensor]  # (N, 3, 32, 32) uint8 on the CPU, in and out
+    function: Callable[[Tensor, float], Tensor]  # (N, C, H, W) uint8 on the CPU, in and out
 
 
 def _noise(images: Tensor, sigma: float) -> Tensor:
@@ -41,13 +42,16 @@ def _noise(images: Tensor, sigma: float) -> Tensor:
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:
-    blurred: Tensor = F.gaussian_blur(images, [BLUR_KERNEL, BLUR_KERNEL], [sigma, sigma])
+    scale = images.shape[-1] / SIZE
+    kernel = 2 * max(1, round(BLUR_RADIUS * scale)) + 1
+    blurred: Tensor = F.gaussian_blur(images, [kernel, kernel], [sigma * scale, sigma * scale])
     return blurred
 
 
 def _pixelate(images: Tensor, side: float) -> Tensor:
     height, width = images.shape[-2:]
-    small = F.resize(images, [int(side), int(side)], InterpolationMode.BILINEAR, antialias=True)
+    squares = max(1, round(side * width / SIZE))
+    small = F.resize(images, [squares, squares], InterpolationMode.BILINEAR, antialias=True)
     large: Tensor = F.resize(small, [height, width], InterpolationMode.NEAREST_EXACT)
     return large
 
@@ -58,17 +62,18 @@ def _jpeg(images: Tensor, quality: float) -> Tensor:
 
 def _jpeg_compressed(image: Tensor, quality: int) -> Tensor:
     file = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
+    pixels = image.permute(1, 2, 0).numpy()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "JPEG", quality=quality)
     with Image.open(file) as decoded:
-        return torch.from_numpy(np.array(decoded)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(decoded).reshape(pixels.shape)).permute(2, 0, 1)
 
 
 CORRUPTIONS = {
     "gaussian noise": Corruption(parameter="sigma, of 0..1", strengths=(0.04, 0.06, 0.08, 0.10, 0.12), function=_noise),
-    "gaussian blur": Corruption(parameter="sigma, in pixels", strengths=(0.5, 0.7, 0.9, 1.2, 1.5), function=_blur),
+    "gaussian blur": Corruption(parameter="sigma, of 32 pixels", strengths=(0.5, 0.7, 0.9, 1.2, 1.5), function=_blur),
     "brightness": Corruption(parameter="factor", strengths=(1.2, 1.4, 1.6, 1.8, 2.2), function=F.adjust_brightness),
     "contrast": Corruption(parameter="factor", strengths=(0.7, 0.5, 0.35, 0.25, 0.15), function=F.adjust_contrast),
-    "pixelate": Corruption(parameter="pixels a side", strengths=(28, 24, 20, 16, 12), function=_pixelate),
+    "pixelate": Corruption(parameter="pixels, of 32 a side", strengths=(28, 24, 20, 16, 12), function=_pixelate),
     "jpeg": Corruption(parameter="quality", strengths=(80, 60, 40, 25, 15), function=_jpeg),
 }
 
@@ -77,7 +82,7 @@ def corrupt(images: Pixels, name: str, strength: float, *, seed: int) -> Pixels:
     """Return the images with a corruption; the state of torch's global random generator is kept.
 
     Args:
-        images: (N, 32, 32, 3) uint8.
+        images: (N, H, W, C) uint8, C 1 or 3.
         name: A key of `CORRUPTIONS`.
         strength: The value of the corruption's parameter.
         seed: Equal seeds give equal noise.

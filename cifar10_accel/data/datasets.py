@@ -2,49 +2,19 @@
 
 import os
 import sys
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
 
 import numpy as np
-import numpy.typing as npt
 
-from cifar10_accel.data import cifar10_files
+from cifar10_accel.components import call_component, load_component, user_code
+from cifar10_accel.data.cifar_files import CIFAR10, CIFAR100, CifarFiles, NoDataError, official_files
+from cifar10_accel.data.dataset import Dataset, Split
+from cifar10_accel.data.image_format import CIFAR10_IMAGES, CIFAR100_IMAGES, ImageFormat
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.randomness import draws, keys_for, seed_for
 from cifar10_accel.settings import DataSettings
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images and labels of the training, hold-out or test set. Do not modify them: copies may be cached on a device."""
-
-    images: npt.NDArray[np.uint8]  # (N, 32, 32, 3) uint8, contiguous
-    labels: npt.NDArray[np.int64]  # (N,) int64, 0 .. K - 1
-
-    def __post_init__(self) -> None:
-        assert self.images.shape == (len(self.labels), 32, 32, 3), self.images.shape
-        assert self.images.dtype == np.uint8, self.images.dtype
-        assert self.labels.dtype == np.int64, self.labels.dtype
-        assert self.images.flags.c_contiguous
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: npt.NDArray[np.int64]) -> "Split":
-        """Return the images and labels with these indices, in the order of the indices."""
-        return Split(self.images[indices], self.labels[indices])
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Training, hold-out and test set of a run."""
-
-    name: str  # of the data set that was loaded: cifar10, synthetic or folder, never auto
-    class_names: tuple[str, ...]
-    train: Split
-    val: Split | None  # held out of the training set; None if val_size is 0
-    test: Split
 
 
 def load_dataset(settings: DataSettings, *, seed: int) -> Dataset:
@@ -59,14 +29,16 @@ def load_dataset(settings: DataSettings, *, seed: int) -> Dataset:
         SettingsError: The hold-out leaves no training images.
     """
     name = ensure_dataset(settings)
-    if name == "synthetic":
-        dataset = _load_synthetic(settings.synthetic_size, seed=seed)
-    else:
-        dataset = _load_folder(settings.data_dir) if name == "folder" else _load_cifar10(settings.data_dir)
-    if settings.val_size == 0:
+    dataset = _LOADERS[name](settings, seed) if name in _LOADERS else _load_imported(settings, seed)
+    size = dataset.image_format.size
+    if settings.image_size not in (None, size):
+        raise SettingsError(
+            f"image_size: {settings.image_size}, but the images of {name} are {size} pixels a side; leave it out"
+        )
+    if settings.val_size == 0 or dataset.val is not None:
         return dataset
     train, val = hold_out(dataset.train, val_size=settings.val_size, seed=seed)
-    return Dataset(dataset.name, dataset.class_names, train, val, dataset.test)
+    return replace(dataset, train=train, val=val)
 
 
 def ensure_dataset(settings: DataSettings) -> str:
@@ -79,20 +51,21 @@ def ensure_dataset(settings: DataSettings) -> str:
         The name of the data set, never `auto`.
 
     Raises:
-        NoDataError: The setting is cifar10, and it is missing and cannot be downloaded.
+        NoDataError: The setting is cifar10 or cifar100, and it is missing and cannot be downloaded.
     """
-    if settings.dataset not in ("auto", "cifar10") or cifar10_files.locate(settings.data_dir) is not None:
-        return "cifar10" if settings.dataset == "auto" else settings.dataset
+    official = official_files(settings.dataset)
+    if official is None or official.locate(settings.data_dir) is not None:
+        return official.dataset if official else settings.dataset
     from cifar10_accel.data import download  # takes time to import, and few runs need it
 
     try:
-        download.fetch(settings.data_dir, sources=download.SOURCES)
-    except cifar10_files.NoDataError as error:
-        if settings.dataset == "cifar10":
+        download.fetch(official, settings.data_dir)
+    except NoDataError as error:
+        if settings.dataset != "auto":
             raise
         _warn_about_synthetic(str(error))
         return "synthetic"
-    return "cifar10"
+    return official.dataset
 
 
 def hold_out(train: Split, *, val_size: int, seed: int) -> tuple[Split, Split]:
@@ -123,31 +96,59 @@ def hold_out(train: Split, *, val_size: int, seed: int) -> tuple[Split, Split]:
     return train.take(np.flatnonzero(~is_held_out)), train.take(np.flatnonzero(is_held_out))
 
 
-def _load_cifar10(data_dir: Path) -> Dataset:
-    found = cifar10_files.locate(data_dir)
+def _load_cifar(official: CifarFiles, image_format: ImageFormat, settings: DataSettings, seed: int) -> Dataset:
+    found = official.locate(settings.data_dir)
     assert found is not None, "ensure_dataset was not called"
-    train, test = (_to_split(batch) for batch in cifar10_files.read(*found))
-    return Dataset("cifar10", cifar10_files.CLASS_NAMES, train, None, test)
+    train, test, class_names = official.read(*found)
+    return Dataset(
+        name=official.dataset,
+        train=(train.images, train.labels),
+        test=(test.images, test.labels),
+        class_names=class_names,
+        image_format=image_format,
+    )
 
 
-def _to_split(batch: cifar10_files.Batch) -> Split:
-    images = batch.pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Split(np.ascontiguousarray(images), batch.labels.astype(np.int64))
-
-
-def _load_synthetic(num_train: int, *, seed: int) -> Dataset:
+def _load_synthetic(settings: DataSettings, seed: int) -> Dataset:
     from cifar10_accel.data import synthetic
 
-    train = Split(*synthetic.draw_images(num_train, seed=seed, purpose="train"))
-    test = Split(*synthetic.draw_images(num_train // 5, seed=seed, purpose="test"))
-    return Dataset("synthetic", synthetic.CLASS_NAMES, train, None, test)
+    return Dataset(
+        name="synthetic",
+        train=synthetic.draw_images(settings.synthetic_size, seed=seed, purpose="train"),
+        test=synthetic.draw_images(settings.synthetic_size // 5, seed=seed, purpose="test"),
+        class_names=synthetic.CLASS_NAMES,
+        image_format=CIFAR10_IMAGES,
+    )
 
 
-def _load_folder(data_dir: Path) -> Dataset:
+def _load_folder(settings: DataSettings, seed: int) -> Dataset:
     from cifar10_accel.data import image_folder
 
-    class_names, train, test = image_folder.read(data_dir)
-    return Dataset("folder", class_names, Split(*train), None, Split(*test))
+    found = image_folder.read(settings.data_dir, settings.image_size or 32)
+    if found.val is not None and settings.val_size:
+        raise SettingsError(f"val_size: {settings.val_size}, but {settings.data_dir} has a folder val; leave it out")
+    return Dataset(name="folder", train=found.train, test=found.test, val=found.val, class_names=found.class_names)
+
+
+def _load_imported(settings: DataSettings, seed: int) -> Dataset:
+    """Load the data set that an import path stands for: a function that returns one, or the data set itself."""
+    from cifar10_accel.data.conversion import to_dataset
+
+    path = settings.dataset
+    found = load_component(path, setting="dataset")
+    if callable(found):
+        known = {"settings": settings, "seed": seed, "image_size": settings.image_size}
+        found = call_component(found, known, path=path, setting="dataset")
+    with user_code(path, setting="dataset"):
+        return to_dataset(found, name=path)
+
+
+_LOADERS: dict[str, Callable[[DataSettings, int], Dataset]] = {
+    "cifar10": partial(_load_cifar, CIFAR10, CIFAR10_IMAGES),
+    "cifar100": partial(_load_cifar, CIFAR100, CIFAR100_IMAGES),
+    "synthetic": _load_synthetic,
+    "folder": _load_folder,
+}
 
 
 @cache  # one warning per process and reason
@@ -162,4 +163,5 @@ def _warn_about_synthetic(reason: str) -> None:
         "CIFAR-10 is missing and could not be downloaded. This run uses SYNTHETIC images: drawn shapes. "
         f"Its accuracies say nothing about CIFAR-10.\n\n{reason}"
     )
-    Console(file=sys.stderr).print(Panel(Text(text), title="WARNING: SYNTHETIC DATA", border_style="bold red"))
+    panel = Panel(Text(text), title="WARNING: SYNTHETIC DATA", border_style="bold red")
+    Console(file=sys.stderr, markup=False).print(panel)

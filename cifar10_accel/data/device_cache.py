@@ -5,14 +5,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from cifar10_accel.data.datasets import Split
+from cifar10_accel.data.dataset import Split
 
 
 class CachedImages:
     """The uint8 images of a split on the device (CIFAR-10: 154 MB), or in host memory if they do not fit."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        pixels = torch.from_numpy(split.images)  # (N, 32, 32, 3)
+        pixels = torch.from_numpy(split.images)  # (N, H, W, C)
         self._device = device
         self._pixels = pixels.to(device) if _fits(pixels.nbytes, device) else pixels
 
@@ -23,7 +23,7 @@ class CachedImages:
             indices: (B,) int64 on the host.
 
         Returns:
-            (B, 3, 32, 32) uint8 in channels_last memory format.
+            (B, C, H, W) uint8 in channels_last memory format.
         """
         indices = to_device(indices, self._pixels.device)
         return to_device(self._pixels.index_select(0, indices), self._device).permute(0, 3, 1, 2)

@@ -1,32 +1,28 @@
-"""Download of CIFAR-10: resumable, verified, installed atomically, by one process at a time.
-
-The two sources are the tar archive of the official site and the parquet tables on the Hugging Face Hub.
-"""
+"""Download of CIFAR-10 and CIFAR-100: resumable, verified, installed atomically, by one process at a time."""
 
 import errno
 import hashlib
-import io
+import importlib.util
 import logging
+import os
+import re
 import shutil
 import sys
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import requests
 import urllib3
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from cifar10_accel.data import cifar10_files
-from cifar10_accel.data.cifar10_files import NoDataError
+from cifar10_accel.data import cifar_sources
+from cifar10_accel.data.cifar_files import CifarFiles, NoDataError
+from cifar10_accel.data.cifar_sources import RemoteFile, Source
 from cifar10_accel.errors import InputError, OutOfResourcesError
+from cifar10_accel.formatting import error_line
 
 logger = logging.getLogger(__name__)
 
@@ -34,169 +30,94 @@ CONNECT_SECONDS = 5.0  # per address of a host; short, so that a machine without
 READ_SECONDS = 30.0  # without a single byte; the official site is slow, but steady
 CHUNK_BYTES = 1 << 16
 POLL_SECONDS = 0.2
-MAX_MEMBER_BYTES = 32 << 20  # the largest file in the archive has 31,035,999 bytes
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file to download, with its size and digest."""
-
-    url: str
-    num_bytes: int
-    algorithm: str
-    digest: str
-
-    @property
-    def name(self) -> str:
-        """File name in the URL."""
-        return PurePosixPath(urlsplit(self.url).path).name
-
-
-@dataclass(frozen=True)
-class Source:
-    """Files to download, and the function that writes the official files of one format from them."""
-
-    name: str
-    files: tuple[RemoteFile, ...]
-    file_format: cifar10_files.FileFormat
-    unpack: Callable[[Sequence[Path], Path], None]  # called with the downloaded files and an empty folder
-
-
-def unpack_archive(archives: Sequence[Path], folder: Path) -> None:
-    """Write the seven official pickles of the tar archive to `folder`.
-
-    Members are copied by content to the known file names, so paths, links and modes in the archive have no effect.
-
-    Raises:
-        InputError: The archive has an unexpected member.
-    """
-    root = cifar10_files.PICKLED.folder
-    known = {f"{root}/{name}": name for name in cifar10_files.PICKLED.digests}
-    for path in archives:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                if member.name in (root, f"{root}/readme.html"):
-                    continue
-                content = archive.extractfile(member) if member.isreg() else None
-                if member.name not in known or content is None or member.size > MAX_MEMBER_BYTES:
-                    raise InputError(f"{path}: member {member.name!r} ({member.size} bytes) does not belong in it")
-                (folder / known[member.name]).write_bytes(content.read())
-
-
-def unpack_tables(tables: Sequence[Path], folder: Path) -> None:
-    """Write the six official binary files from parquet tables of PNG images and labels.
-
-    The Hub's tables have the batches in another order (4, 3, 2, 5, 1), so each 10,000 images are identified by their
-    digest.
-
-    Raises:
-        InputError: The images are not an official batch.
-    """
-    names = {digest: name for name, digest in cifar10_files.BINARY.digests.items()}
-    for table in tables:
-        records = _read_records(table)
-        for start in range(0, len(records), cifar10_files.IMAGES_PER_BATCH):
-            batch = records[start : start + cifar10_files.IMAGES_PER_BATCH]
-            digest = cifar10_files.digest_of(batch, cifar10_files.BINARY.algorithm)
-            if digest not in names:
-                raise InputError(f"{table}: the batch from image {start} on is not official (SHA256 {digest})")
-            (folder / names[digest]).write_bytes(batch.tobytes())
-
-
-def _read_records(table: Path) -> npt.NDArray[np.uint8]:
-    """Return the rows of a parquet table as records of the binary format: (N, 3073) uint8, C-contiguous."""
-    from PIL import Image
-    from pyarrow import parquet
-
-    columns = parquet.read_table(table, columns=["img", "label"])
-    pngs = columns["img"].combine_chunks().field("bytes")
-    records = np.empty((len(pngs), 1 + cifar10_files.PIXELS_PER_IMAGE), dtype=np.uint8)
-    records[:, 0] = columns["label"].to_numpy()
-    for record, png in zip(records, pngs, strict=True):
-        with Image.open(io.BytesIO(png.as_py())) as image:
-            record[1:] = np.asarray(image).transpose(2, 0, 1).ravel()
-    return records
-
-
-ARCHIVE = RemoteFile(
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", 170_498_071, "md5", "c58f30108f718f92721af3b95e74349a"
-)
-OFFICIAL_SITE = Source("www.cs.toronto.edu", (ARCHIVE,), cifar10_files.PICKLED, unpack_archive)
-_TABLES_URL = (
-    "https://huggingface.co/datasets/uoft-cs/cifar10/resolve/0b2714987fa478483af9968de7c934580d0bb9a2/plain_text"
-)
-_TRAIN_TABLE = RemoteFile(
-    f"{_TABLES_URL}/train-00000-of-00001.parquet",
-    119_705_255,
-    "sha256",
-    "8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883",
-)
-_TEST_TABLE = RemoteFile(
-    f"{_TABLES_URL}/test-00000-of-00001.parquet",
-    23_940_850,
-    "sha256",
-    "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",
-)
-HUB = Source("huggingface.co", (_TRAIN_TABLE, _TEST_TABLE), cifar10_files.BINARY, unpack_tables)
-SOURCES = (HUB, OFFICIAL_SITE)  # the official site last: it is slow, about 50 kB/s in 2026
-
-
-def fetch(data_dir: Path, *, sources: Sequence[Source] = SOURCES) -> None:
-    """Download the official files to `data_dir`, unless they are there.
+def fetch(official: CifarFiles, data_dir: Path, *, sources: Sequence[Source] | None = None) -> None:
+    """Download the official files of a data set to `data_dir`, unless they are there.
 
     Any number of processes may call this at once: one downloads, the others wait. If that process is killed, the next
     one resumes its partial files. An archive that the user put into `data_dir` is used instead of the network.
 
     Args:
+        official: The data set.
         data_dir: The folder of the data set; created if necessary.
-        sources: Sources to try, in this order.
+        sources: Sources to try, in this order; None: those of the data set.
 
     Raises:
         NoDataError: No source delivered the files; the message has the steps for a manual download.
         InputError: The archive that the user put into `data_dir` is damaged.
         OutOfResourcesError: The disk is full.
     """
-    if cifar10_files.locate(data_dir):
+    if official.locate(data_dir):
         return
+    if sources is None:
+        sources = cifar_sources.SOURCES[official.dataset]
     try:
         with _locked(data_dir):
-            if not cifar10_files.locate(data_dir):  # another process may have been first
-                _install_first_available(sources, data_dir)
+            if not official.locate(data_dir):  # another process may have been first
+                _install_first_available(official, sources, data_dir)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutOfResourcesError(f"{data_dir}: no space for CIFAR-10 ({error}); it takes 400 MB") from None
+            raise OutOfResourcesError(f"{data_dir}: no space for {official.title} ({error}); it takes 400 MB") from None
         raise NoDataError(f"{data_dir}: cannot be written ({error}); give another --data-dir") from None
 
 
-def _install_first_available(sources: Sequence[Source], data_dir: Path) -> None:
+def _install_first_available(official: CifarFiles, sources: Sequence[Source], data_dir: Path) -> None:
     """Install from the archive that the user put there, or else from the first source that works."""
-    archive = data_dir / ARCHIVE.name
-    if archive.exists():
-        _verify(archive, ARCHIVE, advice="; download it again")
-        return _install(OFFICIAL_SITE, [archive], data_dir)
+    site = cifar_sources.OFFICIAL_SITE[official.dataset]
+    (archive,) = site.files
+    given = data_dir / archive.name
+    if given.exists():
+        _verify(given, archive, advice="; download it again")
+        return _install(official, site, [given], data_dir)
+    _require_usable_network_settings(data_dir, sources)
     reasons = []
     for source in sources:
         try:
-            _install(source, [_download(file, _part(file, data_dir)) for file in source.files], data_dir)
+            _install(official, source, [_download(file, _part(file, data_dir)) for file in source.files], data_dir)
             return _remove_parts(sources, data_dir)
         except InputError as error:
             reasons.append(f"{source.name}: {error}")
     raise NoDataError(
-        f"{data_dir}: contains no CIFAR-10, and the download failed ({'; '.join(reasons)}); get {ARCHIVE.url} "
+        f"{data_dir}: contains no {official.title}, and the download failed ({'; '.join(reasons)}); get {archive.url} "
         f"with another machine or later and put it into {data_dir}, or give --dataset synthetic"
     )
 
 
-def _install(source: Source, files: Sequence[Path], data_dir: Path) -> None:
+def _require_usable_network_settings(data_dir: Path, sources: Sequence[Source]) -> None:
+    """Raise `NoDataError` if the certificates or the proxy that the environment names cannot work with any source."""
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # the first that is set counts, as in requests
+        bundle = os.environ.get(variable)
+        if bundle and not os.path.exists(bundle):
+            raise NoDataError(
+                f"{variable}: {bundle} does not exist, so nothing can be downloaded to {data_dir}; correct the "
+                "variable, or unset it"
+            )
+        if bundle:
+            break
+    for url in [file.url for source in sources for file in source.files]:
+        proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url)) or ""
+        if proxy.lower().startswith("socks") and importlib.util.find_spec("socks") is None:
+            raise NoDataError(
+                f"the proxy {_without_password(proxy)} needs PySocks for the download to {data_dir}: "
+                "pip install pysocks, or unset HTTPS_PROXY and ALL_PROXY"
+            )
+
+
+def _without_password(url: str) -> str:
+    return re.sub("//[^/@]*@", "//...@", url)
+
+
+def _install(official: CifarFiles, source: Source, files: Sequence[Path], data_dir: Path) -> None:
     """Unpack into a temporary folder beside the final one, and rename it when all files are verified."""
     file_format = source.file_format
     folder = data_dir / f"{file_format.folder}.part"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
-        with Console(stderr=True).status(f"unpacking and verifying {file_format.folder}"):
-            source.unpack(files, folder)
-            cifar10_files.verify_folder(folder, file_format)
+        with Console(stderr=True, markup=False).status(f"unpacking and verifying {file_format.folder}"):
+            source.unpack(files, folder, file_format)
+            official.verify_folder(folder, file_format)
         folder.rename(data_dir / file_format.folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -275,9 +196,13 @@ def _size(path: Path) -> int:
 
 
 def _error_name(error: Exception) -> str:
-    """Return the type of a network error, since the messages of the libraries are several lines long."""
+    """Return the type of a network error, since most messages of the libraries are several lines long."""
     response = getattr(error, "response", None)
-    return f"HTTP {response.status_code}" if response is not None else type(error).__name__
+    if response is not None:
+        return f"HTTP {response.status_code}"
+    is_about_settings = isinstance(error, requests.exceptions.InvalidSchema | requests.exceptions.InvalidURL)
+    text = f" ({_without_password(error_line(error))})" if is_about_settings else ""
+    return f"{type(error).__name__}{text}"
 
 
 @contextmanager
@@ -298,5 +223,7 @@ def _locked(data_dir: Path) -> Iterator[None]:
 
 def _progress() -> Progress:
     """Return a progress bar with size, speed and remaining time; disabled if stderr is not a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True, markup=False), disable=not sys.stderr.isatty()
+    )

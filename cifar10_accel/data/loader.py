@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from cifar10_accel.data.augment.batched import BatchedPipeline, NotLowerable, lower
-from cifar10_accel.data.augment.pipeline import AugmentedImages, image_keys, training_pipeline
+from cifar10_accel.data.augment.pipeline import AugmentedImages, Pipeline, image_keys, training_pipeline
 from cifar10_accel.data.batch_plan import BatchPlan
-from cifar10_accel.data.datasets import Split
+from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.data.device_cache import cached_images, to_device
+from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.data.mixup import mix
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.settings import DataSettings
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 class Batch(NamedTuple):
     """Micro-batch: the images that one process computes on in one accumulation step."""
 
-    images: Tensor  # (B, 3, H, W) normalised, training dtype, channels_last; 32x32 except in low-resolution epochs
+    images: Tensor  # (B, C, H, W) normalised, training dtype, channels_last; smaller in low-resolution epochs
     labels: Tensor  # (B,) int64
     indices: Tensor  # (B,) int64, positions in the training set
     partner_labels: Tensor  # (B,) int64, of the images mixed in (MixUp, CutMix); equal to labels otherwise
@@ -47,7 +48,7 @@ class TrainingLoader:
     """Loader of this rank's training batches, from any step on.
 
     Args:
-        split: The training images.
+        dataset: Its training images are loaded.
         plan: Assignment of the images to steps.
         settings: Augmentation and its backend, MixUp, CutMix, number of workers.
         device: Device of the batches.
@@ -58,11 +59,13 @@ class TrainingLoader:
     """
 
     def __init__(
-        self, split: Split, plan: BatchPlan, settings: DataSettings, *, device: torch.device, dtype: torch.dtype
+        self, dataset: Dataset, plan: BatchPlan, settings: DataSettings, *, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.split, self.plan, self.settings = split, plan, settings
+        self.split, self.plan, self.settings = dataset.train, plan, settings
         self.device, self.dtype = device, dtype
-        self.batched_pipeline = lower_if_possible(settings)
+        image_format, num_classes = dataset.image_format, len(dataset.class_names)
+        self.pipeline = training_pipeline(settings, image_format, num_classes=num_classes)
+        self.batched_pipeline = lower_if_possible(self.pipeline, settings, image_format)
 
     @property
     def uses_workers(self) -> bool:
@@ -90,9 +93,9 @@ class TrainingLoader:
                 yield [self._finish(step, *next(micro_batches)) for _ in range(plan.grad_accum_steps)]
 
     def _augmented_in_workers(self, start_step: int, stop_step: int) -> Iterator[list[Batch]]:
-        split, pipeline = self.split, training_pipeline(self.settings)
+        split = self.split
         loader = DataLoader(
-            AugmentedImages(split.images, split.labels, pipeline=pipeline, seed=self.plan.seed),
+            AugmentedImages(split.images, split.labels, pipeline=self.pipeline, seed=self.plan.seed),
             batch_sampler=_PlannedBatches(self.plan, start_step, stop_step),
             num_workers=self.settings.num_workers,
             pin_memory=self.device.type == "cuda",
@@ -124,8 +127,8 @@ class TrainingLoader:
         return Batch(resized, mixed.labels, indices, mixed.partner_labels, mixed.weight)
 
 
-def lower_if_possible(settings: DataSettings) -> BatchedPipeline | None:
-    """Return the augmentation as a batched pipeline, or None if Albumentations is to run on one image at a time.
+def lower_if_possible(pipeline: Pipeline, settings: DataSettings, image_format: ImageFormat) -> BatchedPipeline | None:
+    """Return a pipeline in its batched form, or None if Albumentations is to run on one image at a time.
 
     Raises:
         SettingsError: `augment_backend` is "batched" and a transform has no batched form.
@@ -133,7 +136,7 @@ def lower_if_possible(settings: DataSettings) -> BatchedPipeline | None:
     if settings.augment_backend == "albumentations":
         return None
     try:
-        return lower(training_pipeline(settings))
+        return lower(pipeline, image_format)
     except NotLowerable as error:
         if settings.augment_backend == "batched":
             raise SettingsError(f"augment_backend: {error}; give --augment-backend albumentations") from None
@@ -171,11 +174,11 @@ def scaled_down(images: Tensor, size: int) -> Tensor:
     epochs should have the resolution of the test images.
 
     Args:
-        images: (B, 3, H, W) floats.
+        images: (B, C, H, W) floats.
         size: New height and width in pixels.
 
     Returns:
-        (B, 3, size, size), channels_last.
+        (B, C, size, size), channels_last.
     """
     source = images.float() if images.device.type == "cpu" else images  # on CPUs there is no half-precision kernel
     smaller = F.interpolate(source, size=(size, size), mode="bilinear", antialias=True)

@@ -10,7 +10,9 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from cifar10_accel.data.datasets import Dataset, Split, load_dataset
+from cifar10_accel.data.dataset import Dataset, Split
+from cifar10_accel.data.datasets import load_dataset
+from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import UserError
 from cifar10_accel.settings import Settings
 
@@ -48,6 +50,7 @@ class _Files(NamedTuple):
     folder: Path
     name: str
     class_names: tuple[str, ...]
+    image_format: ImageFormat
 
     def write(self, dataset: Dataset) -> None:
         for name, split in {"train": dataset.train, "val": dataset.val, "test": dataset.test}.items():
@@ -59,11 +62,12 @@ class _Files(NamedTuple):
         """Return the data set as memory maps of the files; it stays valid after the files are removed."""
         has_val = (self.folder / "val.labels.npy").exists()
         return Dataset(
-            self.name,
-            self.class_names,
-            self._split("train"),
-            self._split("val") if has_val else None,
-            self._split("test"),
+            name=self.name,
+            train=self._split("train"),
+            test=self._split("test"),
+            class_names=self.class_names,
+            val=self._split("val") if has_val else None,
+            image_format=self.image_format,
         )
 
     def remove(self) -> None:
@@ -83,9 +87,10 @@ def _write(settings: Settings) -> _Files | UserError | None:
         error.is_shared = True
         return error
     try:
-        files = _Files(Path(tempfile.mkdtemp(prefix="cifar10-accel-")), dataset.name, dataset.class_names)
+        folder = Path(tempfile.mkdtemp(prefix="cifar10-accel-"))
     except OSError:
         return None
+    files = _Files(folder, dataset.name, dataset.class_names, dataset.image_format)
     try:
         files.write(dataset)
     except OSError as error:

@@ -8,15 +8,15 @@ can be switched off. 1,972,792 parameters at width 64 with two convolutions a st
 
 from torch import Tensor, nn
 
-from cifar10_accel.models.layers import CONV2X2_STEM_CHANNELS, Activation, Backbone
+from cifar10_accel.models.layers import Activation, Backbone
 
 
 class Airbench(Backbone):
-    """Backbone: (N, 24, 31, 31) to (N, 4 * width, 3, 3), in stages of 1, 4 and 4 times `width` channels."""
+    """Backbone: (N, channels_in, 31, 31) to (N, 4 * width, 3, 3), in stages of 1, 4 and 4 times `width` channels."""
 
-    def __init__(self, *, width: int, activation: Activation, convs_per_stage: int) -> None:
+    def __init__(self, *, channels_in: int, width: int, activation: Activation, convs_per_stage: int) -> None:
         super().__init__()
-        self.stage1 = _Stage(CONV2X2_STEM_CHANNELS, width, activation, num_convs=convs_per_stage)
+        self.stage1 = _Stage(channels_in, width, activation, num_convs=convs_per_stage)
         self.stage2 = _Stage(width, 4 * width, activation, num_convs=convs_per_stage)
         self.stage3 = _Stage(4 * width, 4 * width, activation, num_convs=convs_per_stage)
         self.out_channels = 4 * width

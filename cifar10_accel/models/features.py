@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
-from cifar10_accel.data.datasets import Split
+from cifar10_accel.data.dataset import Split
 
 BATCH_SIZE = 500
 

@@ -7,19 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Activation = Callable[[], nn.Module]
-CONV2X2_STEM_CHANNELS = 24
 
 
 class Whitening(nn.Conv2d):
     """Fixed convolution to the principal components of image patches, scaled to equal variance.
 
-    Normalised images (N, 3, H, W) to (N, 3 * kernel_size^2, h, w); twice as many channels with `both_signs`, for an
+    Normalised images (N, C, H, W) to (N, C * kernel_size^2, h, w); twice as many channels with `both_signs`, for an
     activation that keeps one sign only. The filters are fitted to the training images before training (`fit`) and are
     not trained. Neither is the bias, which only a layer with both signs has: its gradient would need the gradient of
     the largest activations of the model. The biggest single gain of the CIFAR-10 speed runs (Page 2019, "How to train
     your ResNet" 8; cifar10-airbench).
 
     Args:
+        in_channels: Channels of the images.
         kernel_size: Side of the patches in pixels.
         padding: Zero padding on each side in pixels.
         both_signs: Append the negative of each filter, and add a bias equal to `gain`.
@@ -28,16 +28,16 @@ class Whitening(nn.Conv2d):
         gain: Standard deviation of the output, and the bias: the value that a trained bias converges to.
     """
 
-    def __init__(self, *, kernel_size: int, padding: int, both_signs: bool) -> None:
-        num_filters = 3 * kernel_size**2 * (2 if both_signs else 1)
-        super().__init__(3, num_filters, kernel_size, padding=padding, bias=both_signs)
+    def __init__(self, in_channels: int, *, kernel_size: int, padding: int, both_signs: bool) -> None:
+        num_filters = in_channels * kernel_size**2 * (2 if both_signs else 1)
+        super().__init__(in_channels, num_filters, kernel_size, padding=padding, bias=both_signs)
         self.both_signs = both_signs
         self.gain = 1.0
         self.requires_grad_(False)
 
     @torch.no_grad()
     def fit(self, images: Tensor, *, smallest_variance: float = 5e-4) -> None:
-        """Set the filters from normalised images (N, 3, H, W).
+        """Set the filters from normalised images (N, C, H, W).
 
         Args:
             images: Training images, or a part of them.
@@ -54,29 +54,35 @@ class Whitening(nn.Conv2d):
             self.bias.fill_(self.gain)
 
 
-def conv3x3_stem(width: int, activation: Activation, *, whitening: bool) -> nn.Sequential:
-    """Return a 3x3 convolution, norm and activation: (N, 3, H, W) to (N, width, H, W).
+def conv3x3_stem(in_channels: int, width: int, activation: Activation, *, whitening: bool) -> nn.Sequential:
+    """Return a 3x3 convolution, norm and activation: (N, in_channels, H, W) to (N, width, H, W).
 
     With whitening the 3x3 filters are fixed and only a 1x1 convolution after them is trained.
     """
     if whitening:
-        fixed = Whitening(kernel_size=3, padding=1, both_signs=False)
+        fixed = Whitening(in_channels, kernel_size=3, padding=1, both_signs=False)
         convolution: nn.Module = nn.Sequential(fixed, nn.Conv2d(fixed.out_channels, width, kernel_size=1, bias=False))
     else:
-        convolution = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
+        convolution = nn.Conv2d(in_channels, width, kernel_size=3, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(width), activation())
 
 
-def conv2x2_stem(activation: Activation, *, whitening: bool) -> nn.Sequential:
-    """Return a 2x2 convolution and activation, without norm: (N, 3, H, W) to (N, 24, H - 1, W - 1).
+def conv2x2_stem(in_channels: int, activation: Activation, *, whitening: bool) -> nn.Sequential:
+    """Return a 2x2 convolution and activation, without norm: (N, in_channels, H, W) to (N, channels, H - 1, W - 1).
 
-    The 24 channels are the twelve principal components of a 2x2 patch and their negatives (cifar10-airbench).
+    The channels, `conv2x2_stem_channels`, are the principal components of a 2x2 patch and their negatives: 24 for RGB
+    images (cifar10-airbench).
     """
     # Built in either case: it draws random numbers, and the weights after it must not depend on whether it is used.
-    convolution = nn.Conv2d(3, CONV2X2_STEM_CHANNELS, kernel_size=2)
+    convolution = nn.Conv2d(in_channels, conv2x2_stem_channels(in_channels), kernel_size=2)
     if whitening:
-        convolution = Whitening(kernel_size=2, padding=0, both_signs=True)
+        convolution = Whitening(in_channels, kernel_size=2, padding=0, both_signs=True)
     return nn.Sequential(convolution, activation())
+
+
+def conv2x2_stem_channels(in_channels: int) -> int:
+    """Return the number of output channels of `conv2x2_stem`."""
+    return 2 * 2 * 2 * in_channels
 
 
 class Backbone(nn.Sequential):
@@ -107,7 +113,7 @@ class GlobalAveragePool(nn.Module):
 class ConvNet(nn.Module):
     """Stem, backbone, global pooling and one linear layer, whose logits are multiplied by `logit_scale`.
 
-    Images (N, 3, H, W), normalised floats, to logits (N, num_classes).
+    Images (N, C, H, W), normalised floats, to logits (N, num_classes).
     """
 
     def __init__(
@@ -118,7 +124,7 @@ class ConvNet(nn.Module):
         self.logit_scale = logit_scale
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (N, num_classes) of images (N, 3, H, W)."""
+        """Return the logits (N, num_classes) of images (N, C, H, W)."""
         features = self.backbone(self.stem(images))  # (N, C, h, w)
         logits: Tensor = self.head(self.pool(features))
         return logits * self.logit_scale

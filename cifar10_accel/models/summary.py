@@ -6,24 +6,25 @@ pools, additions and biases are not.
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from cifar10_accel.components import is_import_path
+from cifar10_accel.data.image_format import CIFAR10_IMAGES, ImageFormat
 from cifar10_accel.models.layers import GlobalAveragePool, GlobalMaxPool
+from cifar10_accel.models.receptive_field import TraceReceptiveFields, tensors, trace_of
 from cifar10_accel.models.registry import BACKBONES, build_model
 from cifar10_accel.settings import ModelSettings
 
-IMAGE_SHAPE = (3, 32, 32)
 WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-GLOBAL_POOLS = (GlobalMaxPool, GlobalAveragePool, nn.AdaptiveAvgPool2d)  # the latter only ever to one pixel
+POOLS = (GlobalMaxPool, GlobalAveragePool, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 LEGEND = "/2: stride 2; d2: dilation 2; dw: depthwise; RF: receptive field"
-CONVENTION = "forward pass of one image; 1 multiply-add = 2 FLOP"
+CONVENTION = "forward pass of one {0.size}x{0.size} image; 1 multiply-add = 2 FLOP, of convolutions and linear layers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,24 +39,18 @@ class LayerRow:
     receptive_field: int  # side in pixels of the square that one output value depends on; may exceed the image
 
 
-@dataclass(frozen=True, order=True)
-class _ReceptiveField:
-    """Receptive field of a tensor's values: squares of `size` pixels a side, `jump` pixels apart."""
-
-    size: int = 1
-    jump: int = 1
-
-    def through(self, *, kernel: int, stride: int, dilation: int) -> "_ReceptiveField":
-        """Return the field after one more sliding window (Araujo et al. 2019, https://distill.pub/2019/computing-receptive-fields)."""
-        return _ReceptiveField(self.size + (kernel - 1) * dilation * self.jump, self.jump * stride)
-
-
-def describe(model: nn.Module) -> list[LayerRow]:
+def describe(model: nn.Module, *, size: int = CIFAR10_IMAGES.size, channels: int = 3) -> list[LayerRow]:
     """Return one row per layer with parameters and per pool, in the order they run.
 
-    A layer that runs twice has two rows, with its parameters in the first. The receptive field is the largest over
-    all paths and is widened by modules only (not by a functional pool). Runs one image of `IMAGE_SHAPE` on the
-    model's device; on the meta device nothing is computed. The model is left unchanged.
+    A layer that runs twice has two rows, with its parameters in the first. Parameters of no layer that ran are in a row
+    `others` at the end. The receptive field is the largest over
+    all paths. Runs one image on the model's device; on the meta device nothing is computed. The model is left
+    unchanged.
+
+    Args:
+        model: Any model of images (N, channels, size, size).
+        size: Side of the image in pixels.
+        channels: Of the image.
     """
     rows: list[LayerRow] = []
     device = next(model.parameters()).device
@@ -66,17 +61,21 @@ def describe(model: nn.Module) -> list[LayerRow]:
                 stack.callback(layer.register_forward_hook(_recorder(name, rows)).remove)
         stack.callback(model.train, was_training)
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_CarryReceptiveField())
+        image = torch.zeros(1, channels, size, size, device=device)
+        stack.enter_context(TraceReceptiveFields(image))
         model.eval()
-        model(torch.zeros(1, *IMAGE_SHAPE, device=device))
+        model(image)
+    others = sum(p.numel() for p in model.parameters()) - sum(row.parameters for row in rows)
+    if others and rows:  # of layers that are not called as modules, such as the projection in an attention
+        rows.append(replace(rows[-1], name="others", kind="", parameters=others, flops=0))
     return rows
 
 
-def layers_table(settings: ModelSettings, *, num_classes: int) -> Table:
+def layers_table(settings: ModelSettings, *, num_classes: int, image_format: ImageFormat = CIFAR10_IMAGES) -> Table:
     """Return the table of one model, with a line per row of `describe`; the model is built on the meta device."""
-    rows = _describe_settings(settings, num_classes)
+    rows = _describe_settings(settings, num_classes, image_format)
     parameters, flops = _totals(rows)
-    table = _table(f"{settings.model}, width {settings.width}", f"{CONVENTION}\n{LEGEND}")
+    table = _table(f"{settings.model}, width {settings.width}", f"{CONVENTION.format(image_format)}\n{LEGEND}")
     table.show_footer = True
     table.add_column("layer", "total")
     table.add_column("type")
@@ -92,14 +91,14 @@ def layers_table(settings: ModelSettings, *, num_classes: int) -> Table:
     return table
 
 
-def models_table(settings: ModelSettings, *, num_classes: int) -> Table:
-    """Return the table of all models at the settings' width and head, with a line each."""
-    table = _table(f"models at width {settings.width}", CONVENTION)
+def models_table(settings: ModelSettings, *, num_classes: int, image_format: ImageFormat = CIFAR10_IMAGES) -> Table:
+    """Return the table of the built-in models at the settings' width and head, with a line each."""
+    table = _table(f"models at width {settings.width}", CONVENTION.format(image_format))
     table.add_column("model")
     for heading in ("parameters", "MFLOP", "receptive field"):
         table.add_column(heading, justify="right")
     for name in BACKBONES:
-        rows = _describe_settings(settings.model_copy(update={"model": name}), num_classes)
+        rows = _describe_settings(settings.model_copy(update={"model": name}), num_classes, image_format)
         parameters, flops = _totals(rows)
         table.add_row(name, f"{parameters:,}", f"{flops / 1e6:,.1f}", f"{rows[-1].receptive_field} px")
     return table
@@ -114,72 +113,37 @@ def _totals(rows: list[LayerRow]) -> tuple[int, int]:
     return sum(row.parameters for row in rows), sum(row.flops for row in rows)
 
 
-def _describe_settings(settings: ModelSettings, num_classes: int) -> list[LayerRow]:
-    with torch.device("meta"):
-        return describe(build_model(settings, num_classes=num_classes))
+def _describe_settings(settings: ModelSettings, num_classes: int, image_format: ImageFormat) -> list[LayerRow]:
+    device = "cpu" if is_import_path(settings.model) else "meta"  # models from elsewhere may compute while being built
+    with torch.device(device):
+        model = build_model(settings, num_classes=num_classes, image_format=image_format)
+        return describe(model, size=image_format.size, channels=image_format.channels)
 
 
-def _recorder(name: str, rows: list[LayerRow]) -> Callable[[nn.Module, Any, Tensor], None]:
-    """Return a forward hook that appends the layer's row and stores the receptive field on its output."""
+def _recorder(name: str, rows: list[LayerRow]) -> Callable[[nn.Module, Any, Any], None]:
+    """Return a forward hook that appends the layer's row."""
 
-    def record(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        field = _field_after(layer, inputs[0])
-        _set_field(output, field)
-        first_time = all(row.name != name for row in rows)
-        rows.append(
-            LayerRow(
-                name=name,
-                kind=_kind(layer),
-                output_shape=tuple(output.shape[1:]),
-                parameters=sum(p.numel() for p in layer.parameters()) if first_time else 0,
-                flops=_flops(layer, output),
-                receptive_field=field.size,
+    def record(layer: nn.Module, _: Any, results: Any) -> None:
+        for output in tensors(results)[:1]:
+            trace = trace_of(output)
+            first_time = all(row.name != name for row in rows)
+            rows.append(
+                LayerRow(
+                    name=name,
+                    kind=_kind(layer),
+                    output_shape=tuple(output.shape[1:]),
+                    parameters=sum(p.numel() for p in layer.parameters(recurse=False)) if first_time else 0,
+                    flops=_flops(layer, output),
+                    receptive_field=0 if trace is None else trace.size,
+                )
             )
-        )
 
     return record
 
 
-class _CarryReceptiveField(TorchFunctionMode):
-    """Mode in which the result of every operation (add, cat, ...) has the largest receptive field of its inputs."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            _set_field(result, max(map(_field_of, _tensors(args)), default=_ReceptiveField()))
-        return result
-
-
-def _field_of(tensor: Tensor) -> _ReceptiveField:
-    field: _ReceptiveField = getattr(tensor, "receptive_field", _ReceptiveField())
-    return field
-
-
-def _set_field(tensor: Tensor, field: _ReceptiveField) -> None:
-    setattr(tensor, "receptive_field", field)  # noqa: B010  (tensors accept attributes, which mypy does not know)
-
-
 def _has_row(module: nn.Module) -> bool:
-    is_layer = not any(module.children())
-    has_parameters = any(True for _ in module.parameters())
-    return is_layer and (has_parameters or isinstance(module, (*WINDOWS, *GLOBAL_POOLS)))
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    """Return the tensors in a call's arguments, including those in lists (`cat`)."""
-    if isinstance(values, Tensor):
-        return [values]
-    return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, (list, tuple)) else []
-
-
-def _field_after(layer: nn.Module, before: Tensor) -> _ReceptiveField:
-    field = _field_of(before)
-    if isinstance(layer, WINDOWS):
-        dilation = _side(getattr(layer, "dilation", 1))
-        return field.through(kernel=_side(layer.kernel_size), stride=_side(layer.stride), dilation=dilation)
-    if isinstance(layer, GLOBAL_POOLS):
-        return field.through(kernel=before.shape[-1], stride=1, dilation=1)
-    return field
+    has_parameters = any(True for _ in module.parameters(recurse=False))
+    return has_parameters or isinstance(module, (*WINDOWS, *POOLS))
 
 
 def _flops(layer: nn.Module, output: Tensor) -> int:

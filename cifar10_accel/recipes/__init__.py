@@ -25,7 +25,7 @@ def recipe_path(recipe: str) -> Path:
     if named.is_file():
         return named
     if Path(recipe).suffix in (".yaml", ".yml"):
-        return Path(recipe)
+        return Path(recipe).expanduser()
     hint = did_you_mean(recipe, ["auto", *recipe_names()])
     raise SettingsError(
         f"recipe: no recipe {recipe!r}{hint}; there are auto, {', '.join(recipe_names())}, or a .yaml file"

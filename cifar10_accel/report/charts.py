@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 560.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 70.0, 14.0, 34.0, 50.0  # margins for the labels of the axes
+HISTOGRAM_HEIGHT = 90.0  # under a reliability diagram
+MAX_ROWS = 20  # of a table that is shown whole
 MAX_POINTS = 400  # of a line; more are averaged
 MAX_DOTS = 40  # of a line, with a hover title each
 
@@ -41,6 +43,21 @@ class Line:
     style: str
     trial: int | None = None  # highlighted together with everything else of this trial
 
+    @property
+    def is_constant(self) -> bool:
+        """True if all finite values, at least two, are the same."""
+        finite = [value for value in self.y if math.isfinite(value)]
+        return len(finite) > 1 and min(finite) == max(finite)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A vertical line across a chart, where something changes; the text is to its left or right."""
+
+    x: float
+    before: str
+    after: str
+
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
@@ -49,6 +66,7 @@ class Axis:
     label: str
     format: Format = format_number
     kind: Kind = "linear"
+    start: float | None = None  # a value that the axis includes
 
     @property
     def tick_format(self) -> Format:
@@ -56,39 +74,58 @@ class Axis:
         return format_short_percent if self.format is format_percent else self.format
 
 
-def line_chart(lines: Sequence[Line], *, title: str, x: Axis, y: Axis, legend: bool = True) -> Markup:
+def line_chart(
+    lines: Sequence[Line], *, title: str, x: Axis, y: Axis, legend: bool = True, marks: Sequence[Mark] = ()
+) -> Markup:
     """Return a chart of lines on common axes, with a legend if there are several."""
     lines = [_thin(line) for line in lines]
-    across = fit_scale([v for line in lines for v in line.x], LEFT, WIDTH - RIGHT, kind=x.kind, margin=0)
+    included = [] if x.start is None else [x.start]
+    values = [*included, *(v for line in lines for v in line.x)]
+    across = fit_scale(values, LEFT, WIDTH - RIGHT, kind=x.kind, exact=True)
     up = fit_scale([v for line in lines for v in line.y], HEIGHT - BOTTOM, TOP, kind=y.kind)
-    drawn = [_line(line, across, up, x, y) for line in lines]
+    drawn = [_mark(mark, across, up) for mark in marks if across.low < mark.x < across.high]
+    drawn += [_line(line, across, up, x, y) for line in lines]
     names = [tag("li", line.name, class_=f"key {line.style}") for line in lines] if legend and len(lines) > 1 else []
     keys = tag("ul", *names, class_="legend") if names else Markup("")
     return figure(title, keys + svg(f"{y.label} by {x.label}", axes(across, up, x, y), *drawn))
 
 
 def bar_chart(names: Sequence[str], shares: Sequence[float], notes: Sequence[str], *, title: str) -> Markup:
-    """Return a table with a horizontal bar for each name: a share, 0..1, and a note; nan has no bar."""
+    """Return a table with a horizontal bar for each name: a share, 0..1, and a note; nan has no bar.
+
+    The longest bar has the full width. A table with many rows can be searched, and scrolls within the page.
+    """
+    longest = max((share for share in shares if not math.isnan(share)), default=0.0) or 1.0
     rows = [
         tag("th", name, scope="row")
         + tag("td", format_percent(share), class_="number")
-        + tag("td", "" if math.isnan(share) else tag("span", style=f"width:{share:.2%}"), class_="bar")
+        + tag("td", "" if math.isnan(share) else tag("span", style=f"width:{share / longest:.2%}"), class_="bar")
         + tag("td", note, class_="muted")
         for name, share, note in zip(names, shares, notes, strict=True)
     ]
-    return figure(title, tag("table", *(tag("tr", row) for row in rows), class_="bars"))
+    bars = tag("table", *(tag("tr", row) for row in rows), class_="bars")
+    return figure(title, searchable(bars, len(rows)))
+
+
+def searchable(rows: Markup, count: int) -> Markup:
+    """Return a table or list as it is or, with many rows, with a search field above it."""
+    if count <= MAX_ROWS:
+        return rows
+    field = tag("input", type="search", placeholder=f"search {count:,} rows", aria_label="search", data_search="rows")
+    return tag("div", field, tag("div", rows, class_="tall"), class_="searchable")
 
 
 def reliability_chart(bins: "Reliability", *, title: str) -> Markup:
     """Return a reliability diagram: accuracy against confidence, a bar for each bin with images.
 
-    On the dashed diagonal the accuracy equals the confidence.
+    On the dashed diagonal the accuracy equals the confidence. Below it, a histogram of the images over the bins.
     """
     x, y = Axis(label="confidence", format=format_percent), Axis(label="accuracy", format=format_percent)
     across, up = Scale("linear", 0, 1, LEFT, WIDTH - RIGHT), Scale("linear", 0, 1, HEIGHT - BOTTOM, TOP)
     drawn = [tag("path", d=f"M{across(0):.1f} {up(0):.1f}L{across(1):.1f} {up(1):.1f}", class_="line dashed faint")]
     drawn += [_reliability_bin(bins, k, across, up) for k, count in enumerate(bins.counts) if count]
-    return figure(title, svg(title, axes(across, up, x, y), *drawn))
+    drawn += _histogram(bins, across)
+    return figure(title, svg(title, axes(across, up, x, y), *drawn, height=HEIGHT + HISTOGRAM_HEIGHT))
 
 
 def axes(across: Scale, up: Scale, x: Axis, y: Axis, *, height: float = HEIGHT) -> Markup:
@@ -131,6 +168,15 @@ def figure(title: str, content: Markup, note: str = "") -> Markup:
     return tag("figure", above, content, below, class_="chart")
 
 
+def _mark(mark: Mark, across: Scale, up: Scale) -> Markup:
+    x = across(mark.x)
+    texts = [
+        tag("text", text, x=x + offset, y=up.end - 6, class_=f"tick {anchor}".strip())
+        for text, offset, anchor in ((mark.before, -6.0, "end"), (mark.after, 6.0, ""))
+    ]
+    return tag("g", tag("path", d=f"M{x:.1f} {up.start:.1f}V{up.end - 18:.1f}", class_="change"), *texts)
+
+
 def _line(line: Line, across: Scale, up: Scale, x: Axis, y: Axis) -> Markup:
     points = [(across(a), up(b)) for a, b in zip(line.x, line.y, strict=True)]
     few = len(points) <= MAX_DOTS
@@ -171,6 +217,31 @@ def _thin(line: Line) -> Line:
     groups = [slice(k, k + group) for k in range(0, len(line.x), group)]
     x, y = ([sum(values[g]) / len(values[g]) for g in groups] for values in (line.x, line.y))
     return replace(line, x=x, y=y)
+
+
+def _histogram(bins: "Reliability", across: Scale) -> list[Markup]:
+    """Return a bar for the number of images in each bin, below the axis of the diagram."""
+    bottom, most = HEIGHT + HISTOGRAM_HEIGHT - 12, max(int(bins.counts.max(initial=0)), 1)
+    up = Scale("linear", 0, most, bottom, HEIGHT + 10)
+    bars = [
+        tag(
+            "rect",
+            tag("title", f"{count:,} images"),
+            x=across(float(low)) + 1,
+            width=across(float(high)) - across(float(low)) - 2,
+            y=up(count),
+            height=max(bottom - up(count), 0.5),
+            class_="counts",
+        )
+        for count, low, high in zip(bins.counts.tolist(), bins.edges[:-1], bins.edges[1:], strict=True)
+        if count
+    ]
+    frame = tag("path", d=f"M{across.start:.1f} {bottom:.1f}H{across.end:.1f}", class_="axis")
+    labels = [
+        tag("text", text, x=across.start - 8, y=y + 4, class_="tick end")
+        for text, y in ((f"{most:,}", up(most)), ("0", bottom))
+    ]
+    return [*bars, frame, *labels, tag("text", "images", x=0, y=HEIGHT - 8, class_="label")]
 
 
 def _reliability_bin(bins: "Reliability", k: int, across: Scale, up: Scale) -> Markup:

@@ -12,7 +12,7 @@ from cifar10_accel.report.charts import bar_chart
 from cifar10_accel.report.sprite import Pixels, Sprite, make_sprite
 from cifar10_accel.runs.dynamics import Dynamics
 
-MAX_IMAGES = 36  # in each of the two lists
+MAX_IMAGES = 35  # in each of the two lists; seven fit into a row of a wide page
 MAX_MARKS = 48  # in an image's history; with more epochs only every n-th is shown
 MAX_BARS = 6  # by number of forgetting events; the last bar includes all higher numbers
 

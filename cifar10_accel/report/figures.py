@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cifar10_accel.report.charts import Mark
+from cifar10_accel.report.curves import CROSS_ENTROPY
+from cifar10_accel.report.sprite import rgb, scaled_down
 from cifar10_accel.runs.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 
 DPI = 160
-SCALE = 5  # screen pixels per image pixel, a whole number so that each image pixel stays a sharp square
+TILE = 160  # screen pixels along the side of an image, about; those of a CIFAR image are enlarged five times
 GRID_COLUMNS = 8
 MARGIN, LINE_HEIGHT = 40, 24  # in screen pixels; the second is of a line of text
 INK, FAINT, GRID, BLUE, GREEN, RED = "#1f2933", "#7b8794", "#e4e7eb", "#2b6cb0", "#1a7f4b", "#c0392b"
@@ -60,7 +63,7 @@ def draw_grid(
     """Draw the images of these rows, each above 'true -> predicted', confidence and index.
 
     Args:
-        images: (N, H, W, 3) uint8, in the order of the predictions.
+        images: (N, S, S, C) uint8 of any size, C 1 or 3, in the order of the predictions.
         predictions: Predictions for these images.
         rows: Images to draw, in this order.
         class_names: Names of the classes.
@@ -69,8 +72,9 @@ def draw_grid(
     """
     heading = title if rows else f"{title}: none"
     spacing = _Spacing(left=MARGIN, between=56, below=2 * LINE_HEIGHT + 24)
-    axes, corners = _sheet(images[list(rows)], heading, GRID_COLUMNS, spacing)
-    middle, below = images.shape[2] * SCALE / 2, images.shape[1] * SCALE + 8
+    tiles = _enlarged(images[list(rows)])
+    axes, corners = _sheet(tiles, heading, GRID_COLUMNS, spacing)
+    middle, below = tiles.shape[2] / 2, tiles.shape[1] + 8
     for row, (x, y) in zip(rows, corners, strict=True):
         names = [_shortened(class_names[c]) for c in (predictions.label[row], predictions.prediction[row])]
         colour = GREEN if predictions.correct[row] else RED
@@ -86,7 +90,7 @@ def draw_augmented(
     """Draw a table of images, such as a row per image and a column per epoch.
 
     Args:
-        images: (R, C, H, W, 3) uint8.
+        images: (R, C, S, S, 1 or 3) uint8, of any size.
         row_names: R names, to the left of the rows.
         column_names: C names, above the columns.
         path: File to write.
@@ -94,9 +98,9 @@ def draw_augmented(
     """
     left = MARGIN + 10 * max(len(_plain(name)) for name in row_names) + 16
     spacing = _Spacing(left=left, between=12, below=12, above=LINE_HEIGHT + 8)
-    tiles = images.reshape(-1, *images.shape[2:])
+    tiles = _enlarged(images.reshape(-1, *images.shape[2:]))
     axes, corners = _sheet(tiles, title, len(column_names), spacing)
-    height, width = images.shape[2] * SCALE, images.shape[3] * SCALE
+    height, width = tiles.shape[1:3]
     for column, name in enumerate(column_names):
         x, y = corners[column]
         _write(axes, (x + width / 2, y - LINE_HEIGHT), name, color=FAINT, fontsize=7)
@@ -125,8 +129,9 @@ def draw_confusion(matrix: npt.NDArray[np.int64], class_names: Sequence[str], pa
     axes.imshow(np.where(is_correct, shares, np.nan), cmap="Blues", vmin=0, vmax=1.25)
     axes.imshow(np.where(is_correct | (matrix == 0), np.nan, shares), cmap="Reds", vmin=0, vmax=1.25 * worst)
     places, names = range(len(matrix)), [_plain(name) for name in class_names]
-    axes.set_xticks(places, names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, names)
+    size = min(10.0, 400 / max(1, len(names)))  # points, so that many names do not overlap
+    axes.set_xticks(places, names, rotation=40 if size > 8 else 90, ha="right", rotation_mode="anchor", fontsize=size)
+    axes.set_yticks(places, names, fontsize=size)
     axes.set(xlabel="predicted", ylabel="true")
     axes.grid(False)
     if len(matrix) <= MAX_CLASSES_WITH_COUNTS:
@@ -134,26 +139,39 @@ def draw_confusion(matrix: npt.NDArray[np.int64], class_names: Sequence[str], pa
     _save(axes, path)
 
 
-def draw_curves(rows: Sequence[Mapping[str, float]], path: Path, *, title: str) -> None:
-    """Draw loss, accuracy and LR against the epoch.
+def draw_curves(rows: Sequence[Mapping[str, float]], path: Path, *, title: str, changes: Sequence[Mark] = ()) -> None:
+    """Draw loss, accuracy and LR against the epoch; no LR if it is constant.
 
     Args:
         rows: Rows of metrics.jsonl: `epoch` (passes over the data, with fractions) and some of `lr`, `<split>/loss` and
-            `<split>/accuracy` for the splits train, val and test; nan makes a gap.
+            `<split>/accuracy` for the splits train, val and test, and `train/cross_entropy`; nan makes a gap.
         path: File to write.
         title: Title of the figure.
+        changes: Epochs to mark, such as one from which on the images are larger.
     """
-    loss, accuracy, lr = _charts(title, width=9, height=9, ratios=(3, 3, 1.4))
+    rates = {row["lr"] for row in rows if "lr" in row}
+    has_lr = len(rates) != 1 or len(rows) == 1
+    loss, accuracy, *others = _charts(
+        title, width=9, height=9 if has_lr else 8, ratios=(3, 3, 1.4)[: 3 if has_lr else 2]
+    )
     for split, colour in SPLIT_COLOURS.items():
         _draw_series(loss, rows, f"{split}/loss", colour, label="{name}, last {last:.3f}")
         _draw_series(accuracy, rows, f"{split}/accuracy", colour, label="{name}, last {last:.2%}")
-    _draw_series(lr, rows, "lr", INK, label="")
+    _draw_series(loss, rows, CROSS_ENTROPY, GREEN, label="{name}, cross-entropy, last {last:.3f}")
     accuracy.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     loss.set(ylabel="loss")
     accuracy.set(ylabel="accuracy")
-    lr.set(ylabel="LR", xlabel="epoch")
+    for lr in others:
+        _draw_series(lr, rows, "lr", INK, label="")
+        lr.set(ylabel="LR")
+    (others or [accuracy])[-1].set(xlabel="epoch")
+    for change in changes:
+        for axes in (loss, accuracy, *others):
+            axes.axvline(change.x, color=FAINT, linestyle=":", linewidth=1)
+        note = f" {change.before} {ARROW} {change.after}"
+        loss.annotate(note, (change.x, 0.97), xycoords=("data", "axes fraction"), color=FAINT, fontsize=8)
     for axes in (loss, accuracy):
-        if axes.lines:
+        if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
     _save(loss, path)
 
@@ -184,7 +202,7 @@ def _sheet(tiles: Pixels, title: str, columns: int, spacing: _Spacing) -> tuple[
     """Return a page of the tiles (N, H, W, 3), row by row: axes in screen pixels, and each tile's upper left corner."""
     from matplotlib.figure import Figure
 
-    height, width = tiles.shape[1] * SCALE, tiles.shape[2] * SCALE
+    height, width = tiles.shape[1:3]
     step_x, step_y = width + spacing.between, height + spacing.below
     page_width = spacing.left + columns * step_x - spacing.between + MARGIN
     heading = textwrap.wrap(_plain(title), (page_width - 2 * MARGIN) // 14)
@@ -194,13 +212,19 @@ def _sheet(tiles: Pixels, title: str, columns: int, spacing: _Spacing) -> tuple[
     corners = [(spacing.left + i % columns * step_x, top + i // columns * step_y) for i in range(len(tiles))]
     for (x, y), tile in zip(corners, tiles, strict=True):
         page[y - 1 : y + height + 1, x - 1 : x + width + 1] = FRAME
-        page[y : y + height, x : x + width] = tile.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+        page[y : y + height, x : x + width] = tile
     axes = Figure(figsize=(page_width / DPI, page_height / DPI), dpi=DPI).add_axes((0, 0, 1, 1))
     axes.imshow(page, extent=(0, page_width, page_height, 0), interpolation="nearest", aspect="auto")
     axes.axis("off")
     for number, line in enumerate(heading):
         axes.text(MARGIN, MARGIN + number * (LINE_HEIGHT + 6), line, color=INK, fontsize=10, va="top")
     return axes, corners
+
+
+def _enlarged(images: Pixels) -> Pixels:
+    """Return images (N, S, S, C) as RGB, about TILE pixels a side; pixels of small ones become sharp squares."""
+    factor = max(1, TILE // images.shape[1])
+    return scaled_down(rgb(images), TILE).repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def _charts(title: str, *, width: float, height: float, ratios: Sequence[float] = (1,)) -> list["Axes"]:

@@ -23,12 +23,15 @@ class GradCamImage:
 
 @dataclass(frozen=True, kw_only=True)
 class GradCamGallery:
-    """Images, and the same with the heat maps of their predicted and of their true class: (N, 32, 32, 3) uint8 each."""
+    """Images, and the same with the heat maps of their predicted and of their true class: (N, S, S, 3) uint8 each."""
 
     rows: Sequence[int]  # (N,) of the predictions
     images: Pixels
     for_prediction: Pixels
     for_label: Pixels
+    layer: str  # whose feature maps they are
+    shape: tuple[int, int]  # of the feature maps
+    is_traced: bool  # False: their place in the image is not known, so they are spread evenly over it
 
 
 def grad_cam_context(gallery: GradCamGallery, test: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
@@ -39,6 +42,9 @@ def grad_cam_context(gallery: GradCamGallery, test: Predictions, class_names: Se
     places = sprite.places
     return {
         "sprite": sprite,
+        "layer": gallery.layer,
+        "shape": gallery.shape,
+        "is_traced": gallery.is_traced,
         "entries": [
             GradCamImage(
                 image=entry,

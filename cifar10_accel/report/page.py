@@ -8,7 +8,7 @@ import jinja2
 
 from cifar10_accel import __version__
 from cifar10_accel.files import write_text
-from cifar10_accel.formatting import dataset_title, format_seconds, format_value
+from cifar10_accel.formatting import dataset_title, format_p_value, format_seconds, format_short, format_value
 from cifar10_accel.report.svg import format_number, format_percent
 
 
@@ -34,8 +34,10 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "number": format_number,
+        "p_value": format_p_value,
         "percent": format_percent,
         "format_seconds": format_seconds,
+        "format_short": format_short,
         "format_value": format_value,
         "dataset_title": dataset_title,
     }

@@ -7,6 +7,7 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
+MOST_TICKS = 6  # on an axis, about
 Kind = Literal["linear", "log", "category"]
 Format = Callable[[float | None], str]
 
@@ -25,6 +26,8 @@ def tag(name: str, *content: str, **attributes: float | str | None) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
+    if name == "input":  # has no end tag
+        return Markup(f"<{name}{rendered}>")
     return Markup(f"<{name}{rendered}>{Markup('').join(content)}</{name}>")
 
 
@@ -82,12 +85,14 @@ class Scale:
             low, high = self.low, self.high
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self, most: int = 6) -> list[float]:
-        """Return about `most` round values within the scale."""
+    def ticks(self, most: int = MOST_TICKS) -> list[float]:
+        """Return both ends of the scale and round values between them, about `most` in all, none too near to an end."""
         if self.kind == "category":
             return [float(k) for k in range(len(self.names))]
         inside = _decades(self.low, self.high, most) if self.kind == "log" else _steps(self.low, self.high, most)
-        return inside or [self.low, self.high]
+        gap = 0.6 * abs(self.end - self.start) / most
+        ends = (self.start, self.end)
+        return [self.low, *(v for v in inside if all(abs(self(v) - end) >= gap for end in ends)), self.high]
 
     def label(self, value: float, format: Format = format_number) -> str:
         """Return the text of a tick."""
@@ -95,16 +100,30 @@ class Scale:
 
 
 def fit_scale(
-    values: Sequence[float], start: float, end: float, *, kind: Kind = "linear", margin: float = 0.04
+    values: Sequence[float], start: float, end: float, *, kind: Kind = "linear", exact: bool = False
 ) -> Scale:
-    """Return the linear or log scale of all finite values; margin: at both ends, as a share of the range."""
+    """Return a scale of all finite values.
+
+    Args:
+        values: Those that are not finite, or not positive on a log scale, are ignored.
+        start: Coordinate of the low end.
+        end: Coordinate of the high end.
+        kind: Linear or log.
+        exact: End at the lowest and the highest value; otherwise at the next round ones.
+    """
     finite = [value for value in values if math.isfinite(value) and (kind == "linear" or value > 0)]
     low, high = (min(finite), max(finite)) if finite else (0.1, 1.0)
+    if high - low <= 1e-9 * abs(high):  # a single value
+        low, high = (
+            (low / 2, high * 2) if kind == "log" else (low - (abs(low) * 0.1 or 1), high + (abs(high) * 0.1 or 1))
+        )
+    elif exact:
+        return Scale(kind, low, high, start, end)
     if kind == "log":
-        factor = (high / low) ** margin if high > low else 2.0
-        return Scale(kind, low / factor, high * factor, start, end)
-    padding = (high - low) * margin or (0.0 if margin == 0 and high > low else abs(high) * 0.1 or 1.0)
-    return Scale(kind, low - padding, high + padding, start, end)
+        return Scale(kind, _round_log(low, math.floor), _round_log(high, math.ceil), start, end)
+    step = _step(low, high, MOST_TICKS)
+    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
+    return Scale(kind, round(first * step, 12), round(last * step, 12), start, end)
 
 
 def _attribute(value: float | str) -> str:
@@ -113,11 +132,22 @@ def _attribute(value: float | str) -> str:
 
 def _steps(low: float, high: float, most: int) -> list[float]:
     """Return multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    step = _step(low, high, most)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def _step(low: float, high: float, most: int) -> float:
+    """Return the smallest round step that divides a range into at most `most` parts."""
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+
+
+def _round_log(value: float, towards: Callable[[float], int]) -> float:
+    """Return the next value with one significant digit, downwards (floor) or upwards (ceil)."""
+    power = 10.0 ** math.floor(math.log10(value) + 1e-9)
+    return float(f"{towards(round(value / power, 6)) * power:.3g}")
 
 
 def _decades(low: float, high: float, most: int) -> list[float]:

@@ -106,7 +106,8 @@ def parallel_coordinates(sweep: SweepView, names: Sequence[str]) -> Markup:
     ordered = sorted(trials, key=lambda t: shares.get(t.number, -math.inf))
     drawn = [_trial_line(t, scales, values, columns, shares.get(t.number), metric) for t in ordered]
     rulers = [_ruler(name, columns[name], scale) for name, scale in scales.items()]
-    rulers.append(_ruler(metric, columns[metric], values, format=metric_format(metric)))
+    format = Axis(label=metric, format=metric_format(metric)).tick_format
+    rulers.append(_ruler(metric, columns[metric], values, format=format))
     width = max(columns.values()) + 76
     picture = svg(
         "all trials over all parameters; arrow keys select a trial",

@@ -21,7 +21,7 @@ from cifar10_accel.report.sweep_charts import (
     value_map,
     varying_parameters,
 )
-from cifar10_accel.runs.trial import Parameter, SweepView, Trial
+from cifar10_accel.runs.trial import Parameter, Rerun, SweepView, Trial
 
 PREFERRED = ("max_lr", "weight_decay")  # axes of the map, if both were searched
 
@@ -38,7 +38,12 @@ class _Row:
 
 
 def write_sweep_page(
-    path: Path, sweep: SweepView, *, importance: Mapping[str, float] | None = None, importance_note: str = ""
+    path: Path,
+    sweep: SweepView,
+    *,
+    importance: Mapping[str, float] | None = None,
+    importance_note: str = "",
+    rerun: Rerun | None = None,
 ) -> None:
     """Write the page of a sweep: best trial, map, parallel coordinates, importance, learning curves and all trials.
 
@@ -49,6 +54,7 @@ def write_sweep_page(
         sweep: Trials, and the metric and goal that they are compared by.
         importance: Share of the metric's variation that each parameter explains, if computed.
         importance_note: Method by which the importance was computed.
+        rerun: Command that trains the best finished trial again; None if there is none.
 
     Raises:
         OSError: The file cannot be written.
@@ -67,6 +73,7 @@ def write_sweep_page(
         "sweep",
         sweep=sweep,
         best=best,
+        rerun=rerun,
         format=format,
         counts=Counter(trial.state for trial in trials),
         seconds=sum(trial.seconds for trial in trials),

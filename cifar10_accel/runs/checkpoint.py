@@ -61,17 +61,27 @@ def save(folder: Path, data: CheckpointData, *, keep: int) -> Path:
     target = folder / f"step-{data.step:06d}"
     if target.exists():  # the run was killed after this save, and verified it when it resumed
         return target
-    temporary = target.with_suffix(".tmp")
-    try:
-        _write(temporary, data)
-        temporary.rename(target)
-        _fsync(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of these
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutOfResourcesError(f"{target}: cannot be saved ({error}); free some disk space") from error
+    save_as(target, data)
     for old in _steps(folder)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def save_as(target: Path, data: CheckpointData) -> None:
+    """Write a checkpoint, in place of an earlier one of this name. Only for the main process.
+
+    Raises:
+        OutOfResourcesError: It cannot be written.
+    """
+    temporary = target.with_name(f"{target.name}.tmp")
+    try:
+        _write(temporary, data)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _fsync(target.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of these
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutOfResourcesError(f"{target}: cannot be saved ({error}); free some disk space") from error
 
 
 def newest(folder: Path) -> Path | None:

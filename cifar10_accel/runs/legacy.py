@@ -1,8 +1,14 @@
 """Translation of what earlier versions of the package wrote into run folders."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
 from cifar10_accel.errors import FORMER_NAMES
+from cifar10_accel.settings import Settings
+from cifar10_accel.settings.sources import VERSION, VERSION_KEY
+
+logger = logging.getLogger(__name__)
 
 # Settings in settings.yaml some of whose values have been renamed.
 RENAMED_SETTINGS = ("model", "recipe")
@@ -10,10 +16,28 @@ RENAMED_SETTINGS = ("model", "recipe")
 RENAMED_TRAINING_KEYS = {"since_line": "metrics_since_log", "since_epoch": "epoch_metrics", "recorded": "dynamics"}
 
 
-def translate_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a settings.yaml under their present names."""
+def translate_settings(values: dict[str, Any], *, source: Path) -> dict[str, Any]:
+    """Return the settings of a settings.yaml, of this or an earlier version, under their present names.
+
+    Settings that have been removed since are left out with a warning that names `source`, the file.
+    """
+    values = dict(values)
+    version = values.pop(VERSION_KEY, 1)
+    if version == 1:
+        values = _translate_version_1(values)
+    if version < VERSION and (removed := values.keys() - Settings.model_fields.keys()):
+        names = ", ".join(sorted(removed))
+        logger.warning("%s: written by an earlier version; these settings are gone since: %s", source, names)
+        values = {name: value for name, value in values.items() if name not in removed}
+    return values
+
+
+def _translate_version_1(values: dict[str, Any]) -> dict[str, Any]:
     renamed = {name: values[name] for name in RENAMED_SETTINGS if values.get(name) in FORMER_NAMES}
-    return values | {name: FORMER_NAMES[value] for name, value in renamed.items()}
+    values |= {name: FORMER_NAMES[value] for name, value in renamed.items()}
+    if isinstance(values.get("augment"), list):  # was applied in this order, whatever the order in the settings
+        values["augment"] = [name for name in ("crop", "flip", "cutout") if name in values["augment"]]
+    return values
 
 
 def translate_training(training: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ removes it.
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,19 +45,28 @@ def drop_metrics_after(path: Path, step: int) -> None:
         file.write(after)
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path, *, containing: str = "", last_bytes: int | None = None) -> list[dict[str, float]]:
     """Return the lines of a metrics.jsonl in order, with null as NaN; other lines and values are skipped.
 
     May be called while the run is writing.
+
+    Args:
+        path: The file.
+        containing: Text that a line must contain; other lines are skipped without being parsed, which is much faster.
+        last_bytes: Read only the end of the file, of this size; None: all of it.
 
     Raises:
         InputError: The file cannot be read.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        with path.open("rb") as file:
+            if last_bytes is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
+            lines = file.read().splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the folder of a run") from None
-    return [record for line in lines if "step" in (record := _parse(line))]
+    wanted = containing.encode()
+    return [record for line in lines if wanted in line and "step" in (record := _parse(line))]
 
 
 def _parse(line: bytes) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A model's predictions for every image of a split, and the metrics computed from them."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cifar10_accel.files import load_arrays, save_arrays
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
+Z_95 = 1.959963984540054  # 97.5% quantile of the normal distribution
 ADVICE = "give a run's predictions.npz"
 
 
@@ -23,6 +25,7 @@ class Predictions:
     label: Ints  # (N,) true class
     probabilities: Floats  # (N, K)
     loss: Floats  # (N,) cross-entropy, in nats
+    probabilities_tta: Floats | None = None  # (N, K) with test-time augmentation, if the run has it
 
     @property
     def prediction(self) -> Ints:
@@ -46,9 +49,23 @@ class Predictions:
         """Return the share of correctly classified images, 0..1."""
         return float(self.correct.mean())
 
+    def accuracy_interval(self) -> tuple[float, float]:
+        """Return the 95% confidence interval of the accuracy by Wilson's score, 0..1.
+
+        It is about the images: how far the accuracy on other images of the same kind may be from this one. Other seeds
+        vary besides.
+        """
+        return wilson_interval(int(self.correct.sum()), len(self.label))
+
     def mean_loss(self) -> float:
         """Return the mean cross-entropy in nats, summed in float64."""
         return float(self.loss.mean(dtype=np.float64))
+
+    def num_correct_tta(self) -> int | None:
+        """Return the number of images that are classified correctly with TTA; None if the run has none."""
+        if self.probabilities_tta is None:
+            return None
+        return int((self.probabilities_tta.argmax(axis=1) == self.label).sum())
 
     def confusion_matrix(self) -> Ints:
         """Return the counts of images by true class (row) and predicted class (column): (K, K) int64."""
@@ -63,18 +80,19 @@ class Predictions:
         return np.where(sizes > 0, confusion.diagonal() / np.maximum(sizes, 1), np.nan)
 
     def save(self, path: Path) -> None:
-        """Write an npz of plain arrays atomically: index, label, prediction, probabilities, loss."""
-        save_arrays(path, vars(self) | {"prediction": self.prediction})
+        """Write an npz of plain arrays atomically: index, label, prediction, probabilities, loss; probabilities_tta."""
+        arrays = {name: array for name, array in vars(self).items() if array is not None}
+        save_arrays(path, arrays | {"prediction": self.prediction})
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":
-        """Read a file that `save` wrote.
+        """Read a file that `save` wrote; those of early versions have no probabilities with TTA.
 
         Raises:
             InputError: The file is missing, damaged or something else.
         """
-        names = (*cls.__dataclass_fields__, "prediction")
-        arrays = dict(load_arrays(path, names, what="predictions", advice=ADVICE))
+        names = ("index", "label", "probabilities", "loss", "prediction")
+        arrays = dict(load_arrays(path, names, what="predictions", advice=ADVICE, optional=["probabilities_tta"]))
         prediction = arrays.pop("prediction")
         loaded = cls(**arrays)
         loaded._require_agreement(path, prediction)
@@ -82,12 +100,24 @@ class Predictions:
 
     def _require_agreement(self, path: Path, prediction: Ints) -> None:
         """Raise `InputError` unless the arrays have one length and the stored prediction follows from them."""
-        arrays = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        arrays = {name: array for name, array in vars(self).items() if array is not None}
         shapes = {name: array.shape for name, array in arrays.items()}
-        dimensions = [2 if name == "probabilities" else 1 for name in shapes]
+        dimensions = [2 if name.startswith("probabilities") else 1 for name in shapes]
         agree = [len(shape) for shape in shapes.values()] == dimensions and len({len(a) for a in arrays.values()}) == 1
         if not agree or not np.array_equal(self.prediction, prediction):
             raise InputError(f"{path}: its arrays do not belong together ({shapes}); {ADVICE}")
+
+
+def wilson_interval(correct: int, num: int) -> tuple[float, float]:
+    """Return the 95% confidence interval of an accuracy measured on `num` images (Wilson 1927).
+
+    It is about other images of the same kind, not about other seeds. It stays within 0..1, also without any mistake.
+    """
+    z2 = Z_95**2
+    share = correct / num
+    middle = (share + z2 / (2 * num)) / (1 + z2 / num)
+    half = Z_95 * math.sqrt(share * (1 - share) / num + z2 / (4 * num**2)) / (1 + z2 / num)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def worst_mistakes(predictions: Predictions, limit: int) -> list[int]:

@@ -10,16 +10,19 @@ wandb/  wandb_run_id  tensorboard/    (of the trackers in use)
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import InputError, Preempted, SettingsError, UserError
 from cifar10_accel.files import read_yaml, write_text
 from cifar10_accel.runs import checkpoint
@@ -45,7 +48,8 @@ class RunFolder:
     @classmethod
     def of(cls, settings: Settings) -> "RunFolder":
         """Return the folder `run_dir`, or runs/<run_name>; the default name has recipe, data set and fingerprint."""
-        name = settings.run_name or f"{Path(settings.recipe).stem}-{settings.dataset}-{settings.fingerprint()}"
+        dataset = re.sub(r"[^\w.-]+", "-", settings.dataset)  # an import path has a colon
+        name = settings.run_name or f"{Path(settings.recipe).stem}-{dataset}-{settings.fingerprint()}"
         return cls(settings.run_dir or RUNS / name)
 
     def open(self, settings: Settings) -> None:
@@ -68,10 +72,15 @@ class RunFolder:
             raise SettingsError(
                 f"run_dir: {self.path} cannot be written ({error.strerror}); give another --run-dir"
             ) from None
+        was_finished = self.is_finished()
+        if not was_finished:  # an old state, such as preempted, must not stand for a start that fails
+            self._write_status("starting", None, "")
         if (self.path / "settings.yaml").exists():
             try:
                 self._require_same_settings(settings)
-            except UserError:
+            except UserError as error:
+                if not was_finished:
+                    self._write_status("failed", error.exit_code, str(error))
                 self._lock.release(force=True)
                 raise
         (self.path / "settings.yaml").write_text(settings.to_yaml())
@@ -85,11 +94,24 @@ class RunFolder:
         path = self.path / "settings.yaml"
         if not path.exists():
             raise InputError(f"{self.path}: not a run folder (no settings.yaml); give a folder that training made")
-        return Settings(**translate_settings(read_yaml(path)))
+        try:
+            return Settings.stored(translate_settings(read_yaml(path), source=path))
+        except SettingsError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    def image_format(self) -> ImageFormat:
+        """Return the format of the images that the run was trained on; early versions had CIFAR-10's only."""
+        return ImageFormat.from_json(self.read_json("environment.json").get("images", {}))
+
+    def recorded_image_format(self) -> ImageFormat | None:
+        """Return the format of a run's images; None if there was no run in the folder before."""
+        return self.image_format() if (self.path / "environment.json").exists() else None
 
     @contextmanager
     def record_status(self, *, is_main: bool) -> Iterator[None]:
         """Context that writes status.json: running, then finished, preempted or failed with the exit code.
+
+        `open` has written "starting", or "failed" if it has refused the settings.
 
         Leaving it unlocks the folder. Launchers reduce every exit code to 1; this file keeps the original.
         """
@@ -142,12 +164,16 @@ class RunFolder:
             return None
 
     def _require_same_settings(self, settings: Settings) -> None:
+        if not self.metrics.exists() and not any(self.checkpoints.glob("step-*")):
+            return  # it failed before its first step, perhaps for these settings
         before, now = self.settings().weight_affecting(), settings.weight_affecting()
-        changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+        names = [name for name in (*now, *(before.keys() - now.keys())) if before.get(name) != now.get(name)]
+        changes = [f"{name} {before.get(name)} -> {now.get(name)}" for name in names]
         if changes:
             raise SettingsError(
                 f"run_dir: {self.path} holds a run with other settings ({'; '.join(changes)}); "
-                "give another --run-name, or the settings of that run to continue it"
+                "give another --run-name, with --init-from that run to start from its weights, or the settings of that "
+                "run to continue it"
             )
 
 
@@ -162,6 +188,8 @@ def locate_checkpoint(source: Path) -> tuple[RunFolder, Path]:
     """
     if source.parent.name == "checkpoints":
         return RunFolder(source.parent.parent), source
+    if (source / checkpoint.MANIFEST).exists():  # saved beside the others, such as `best`
+        return RunFolder(source.parent), source
     run = RunFolder(source)
     newest = checkpoint.newest(run.checkpoints)
     if newest is None:
@@ -172,15 +200,30 @@ def locate_checkpoint(source: Path) -> tuple[RunFolder, Path]:
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions, machine, code and command, which results may depend on besides the settings."""
+    """Return the date, machine, versions, code and command, which results may depend on besides the settings."""
     return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "host": platform.node(),
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "cpu": _cpu_model(),
         "cpu_cores": os.cpu_count(),
         "git": _git_state(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _cpu_model() -> str:
+    """Return the name of the CPU, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = [
+        value.strip() for line in lines for name, _, value in [line.partition(":")] if name.strip() == "model name"
+    ]
+    return next(iter(named), "") or platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

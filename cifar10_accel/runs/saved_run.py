@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cifar10_accel.data import cifar10_files
-from cifar10_accel.data.datasets import Dataset, load_dataset
+from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.errors import InputError, UserError
 from cifar10_accel.runs.dynamics import Dynamics
 from cifar10_accel.runs.metrics_jsonl import read_metrics
 from cifar10_accel.runs.predictions import Predictions
+from cifar10_accel.runs.relocate import data_dir_here, require_data
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
 
@@ -34,6 +35,7 @@ class SavedRun:
     val: Predictions | None
     dynamics: Dynamics | None  # None if no epoch was finished, or in a run of an early version
     missing: tuple[str, ...]
+    data_dir: Path | None = None  # of the data set now; None: where the run had it
 
     @classmethod
     def load(cls, path: Path, *, data_dir: Path | None = None) -> "SavedRun":
@@ -41,15 +43,13 @@ class SavedRun:
 
         Args:
             path: The run folder.
-            data_dir: Folder of the data set, if it is not where the run had it.
+            data_dir: Folder of the data set; None: by the environment, else where the run had it.
 
         Raises:
             InputError: It is not a run folder.
         """
         folder = RunFolder(path)
         settings = folder.settings()
-        if data_dir is not None:
-            settings = settings.model_copy(update={"data_dir": data_dir})
         environment, summary = folder.read_json("environment.json"), folder.read_json("summary.json")
         missing = [] if folder.is_finished() else [_describe_status(folder)]
         files = {"environment.json": environment, "summary.json": summary}
@@ -73,6 +73,7 @@ class SavedRun:
             val=read(val, _load_predictions) if val.exists() else None,
             dynamics=read(dynamics, Dynamics.load) if dynamics.exists() else None,
             missing=tuple(missing),
+            data_dir=data_dir_here(settings, data_dir),
         )
 
     def class_names(self) -> list[str]:
@@ -91,12 +92,13 @@ class SavedRun:
         Raises:
             InputError: It is not in `data_dir`, or is not the one that the run was tested on.
         """
-        data_dir = self.settings.data_dir
-        if self.settings.dataset in ("auto", "cifar10") and cifar10_files.locate(data_dir) is None:
-            raise InputError(f"no pictures: there is no CIFAR-10 in {data_dir}; `cifar10-accel data fetch` gets it")
-        dataset = load_dataset(self.settings, seed=self.settings.seed)
+        settings = self.settings.model_copy(update={"data_dir": self.data_dir or self.settings.data_dir})
+        require_data(settings)
+        dataset = load_dataset(settings, seed=settings.seed)
         if self.test is not None and not _agree(self.test, dataset.test.labels):
-            raise InputError(f"no pictures: the data set in {data_dir} is not the one that this run was tested on")
+            raise InputError(
+                f"the data set in {settings.data_dir} is not the one that this run was tested on; give its --data-dir"
+            )
         return dataset
 
 
@@ -117,7 +119,8 @@ def _describe_status(folder: RunFolder) -> str:
 def _load_predictions(path: Path) -> Predictions:
     """Read predictions and require finite values and valid labels."""
     found = Predictions.load(path)
-    finite = np.isfinite(found.probabilities).all() and np.isfinite(found.loss).all()
+    values = [found.probabilities, found.loss, *([] if found.probabilities_tta is None else [found.probabilities_tta])]
+    finite = all(np.isfinite(array).all() for array in values)
     if not finite or not len(found.label) or found.label.max() >= found.probabilities.shape[1] or found.label.min() < 0:
         raise InputError(
             f"{path}: no predictions, or values that are not finite; `cifar10-accel evaluate` computes them again"

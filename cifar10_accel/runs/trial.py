@@ -22,6 +22,14 @@ class Trial:
     reason: str = ""  # of a failure or pruning, in one line
 
 
+@dataclass(frozen=True)
+class Rerun:
+    """The command that trains the best finished trial of a sweep again."""
+
+    trial: int  # its number
+    command: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepView:
     """A sweep as tables and pages show it: its trials and the metric that compares them."""

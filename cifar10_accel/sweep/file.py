@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args, get_origin
 
 from cifar10_accel.errors import SettingsError, did_you_mean
 from cifar10_accel.files import read_yaml
 from cifar10_accel.runs.trial import Goal, Parameter, SweepView, Trial
 from cifar10_accel.settings import Settings
+from cifar10_accel.sweep.agent_command import check_command
 from cifar10_accel.sweep.spaces import Choice, Space, read_space
 
 Method = Literal["grid", "random", "bayes"]
@@ -35,8 +36,15 @@ KEYS = (
     "early_terminate",
     "parameters",
 )
+# Keys with which W&B does something else than a local sweep would: what it does, and what to give instead.
+NOT_LOCAL = {
+    "job": ("W&B starts another program", "command"),
+    "image_uri": ("W&B starts another program", "command"),
+    "scheduler": ("W&B takes the trials from another search", "method"),
+    "metrics": ("W&B compares trials by several metrics", "metric"),
+}
+METRIC_KEYS = ("name", "goal")
 SET_BY_SWEEP = ("run_dir", "run_name")
-MODULE = "cifar10_accel.train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +53,7 @@ class Halving:
 
     first_rung: int
     factor: int
+    last_rung: int | None = None  # None: there is no last one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +76,10 @@ class Sweep:
 
     def identity(self) -> dict[str, Any]:
         """Return, as plain values, all that must not change when a sweep is continued."""
-        return {key: value for key, value in asdict(self).items() if key not in ("name", "run_cap")}
+        values = {key: value for key, value in asdict(self).items() if key not in ("name", "run_cap")}
+        if self.halving is not None and self.halving.last_rung is None:
+            del values["halving"]["last_rung"]  # as earlier versions, which knew no last rung
+        return values
 
     def view(self, trials: Sequence[Trial]) -> SweepView:
         """Return the sweep with these trials, for tables and pages."""
@@ -109,13 +121,17 @@ def _sweep(values: Mapping[str, Any], *, name: str) -> Sweep:
             raise SettingsError(f"{key}: no such key{did_you_mean(key, list(KEYS))}; W&B's are {', '.join(KEYS)}")
     if {"/", "\\"} & set(name) or name.startswith("."):
         raise SettingsError(f"name: {name!r} cannot be a folder name; leave out slashes and a leading dot")
-    _check_command(values.get("command"))
+    for key, (effect, instead) in NOT_LOCAL.items():
+        if key in values:
+            raise SettingsError(f"{key}: {effect}, which a local sweep does not; leave it out and give {instead}")
     method = values.get("method")
     if method not in get_args(Method):
         hint = did_you_mean(str(method), list(get_args(Method)))
         raise SettingsError(f"method: {method!r}{hint}; give {', '.join(get_args(Method))}")
     metric, goal = _metric(values)
     spaces = _spaces(values.get("parameters"))
+    with_false = next((name for name, space in spaces.items() if _may_be_false(space)), None)
+    check_command(values, names=spaces, with_false=with_false)
     sweep = Sweep(
         name=name,
         method=cast(Method, method),
@@ -134,6 +150,9 @@ def _metric(values: Mapping[str, Any]) -> tuple[str, Goal]:
     metric = values.get("metric")
     if not isinstance(metric, Mapping) or "name" not in metric:
         raise SettingsError("metric: missing; give `metric: {name: val/accuracy, goal: maximize}`")
+    for key in metric:
+        if key not in METRIC_KEYS:
+            raise SettingsError(f"metric: W&B acts on {key!r} and a local sweep does not; give name and goal alone")
     name, goal = str(metric["name"]), metric.get("goal")
     if name.startswith("test/"):
         raise SettingsError(f"metric: {name} would select on the test set; give val/accuracy, and val_size a value")
@@ -149,7 +168,9 @@ def _spaces(parameters: Any) -> dict[str, Space]:
         raise SettingsError("parameters: missing; name at least one setting to search")
     known = list(Settings.model_fields)
     for name in parameters:
-        if name not in known:
+        setting, dot, _ = str(name).partition(".")  # model_args.depth is a value in a setting
+        takes_keys = setting in known and get_origin(Settings.model_fields[setting].annotation) is dict
+        if name not in known and not (dot and takes_keys):
             hint = did_you_mean(str(name), known)
             raise SettingsError(f"parameters: no setting {name!r}{hint}; `cifar10-accel train --help` lists all")
         if name in SET_BY_SWEEP:
@@ -159,6 +180,10 @@ def _spaces(parameters: Any) -> dict[str, Space]:
 
 def _is_constant(space: Space) -> bool:
     return isinstance(space, Choice) and len(space.values) == 1
+
+
+def _may_be_false(space: Space) -> bool:
+    return isinstance(space, Choice) and any(value is False for value in space.values)
 
 
 def _halving(given: Any) -> Halving | None:
@@ -172,30 +197,26 @@ def _halving(given: Any) -> Halving | None:
             raise SettingsError(f"early_terminate: no key {key!r}; there are min_iter, max_iter, s, eta, strict")
     if ("min_iter" in given) == ("max_iter" in given):
         raise SettingsError("early_terminate: give one of min_iter, or max_iter with s")
+    if given.get("strict", True) is not True:
+        raise SettingsError(
+            "early_terminate: strict is false, but local sweeps are strict, W&B's default; leave it out"
+        )
     eta = _count("early_terminate: eta", given.get("eta", 3), least=2)
     if "min_iter" in given:
         return Halving(first_rung=_count("early_terminate: min_iter", given["min_iter"]), factor=eta)
     most, rungs = (_count(f"early_terminate: {key}", given.get(key)) for key in ("max_iter", "s"))
     if most < eta**rungs:
         raise SettingsError(f"early_terminate: max_iter {most} leaves no value before {rungs} rungs of eta {eta}")
-    return Halving(first_rung=most // eta**rungs, factor=eta)
+    if most % eta**rungs:
+        nearest = most - most % eta**rungs
+        raise SettingsError(f"early_terminate: max_iter {most} is no multiple of {eta}**{rungs}; give {nearest}")
+    return Halving(first_rung=most // eta**rungs, factor=eta, last_rung=most // eta)
 
 
 def _count(name: str, value: Any, *, least: int = 1) -> int:
     if type(value) is not int or value < least:
         raise SettingsError(f"{name}: {value!r}; give a whole number of at least {least}")
     return value
-
-
-def _check_command(command: Any) -> None:
-    """Raise `SettingsError` for settings in `command:`, which W&B's agent would pass on and a local sweep would not."""
-    arguments = [str(argument) for argument in command] if isinstance(command, list) else []
-    programs = (index for index, argument in enumerate(arguments) if argument in (MODULE, "${program}"))
-    for argument in arguments[next(programs, len(arguments)) + 1 :]:
-        if not argument.startswith("${args"):
-            raise SettingsError(
-                f"command: {argument!r} would not reach a local run; give it as a parameter with `value:`"
-            )
 
 
 def _check_search(sweep: Sweep) -> None:

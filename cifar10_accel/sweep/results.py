@@ -2,8 +2,10 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.table import Table
@@ -12,13 +14,11 @@ from cifar10_accel.errors import SettingsError
 from cifar10_accel.files import read_yaml, write_text
 from cifar10_accel.formatting import format_metric, format_seconds, format_short
 from cifar10_accel.recipes import read_recipe
+from cifar10_accel.runs.reproduce import OF_THE_PLACE, launch_words, thread_flags
 from cifar10_accel.runs.run_folder import RunFolder
-from cifar10_accel.runs.trial import Goal, Parameter, SweepView, Trial
-from cifar10_accel.settings import Settings, TrackingSettings
+from cifar10_accel.runs.trial import Goal, Parameter, Rerun, SweepView, Trial
+from cifar10_accel.settings import Settings
 from cifar10_accel.sweep.file import Sweep
-
-# A recipe has the settings of the training, but not those of the machine and of the tracker.
-NOT_IN_A_RECIPE = {"recipe", "data_dir", "run_dir", "run_name", "num_threads", *TrackingSettings.model_fields}
 
 
 def best_of(trials: Sequence[Trial], goal: Goal) -> Trial | None:
@@ -39,8 +39,11 @@ def table(view: SweepView) -> Table:
     return result
 
 
-def write_results(view: SweepView, folder: Path, *, constants: Mapping[str, Parameter] | None) -> None:
+def write_results(view: SweepView, folder: Path, *, constants: Mapping[str, Parameter] | None) -> Rerun | None:
     """Write results.csv and, if a trial finished and the sweep's constants are known, best.yaml.
+
+    Returns:
+        The command that trains best.yaml, from any folder; None if it was not written.
 
     Raises:
         SettingsError: The folder cannot be written.
@@ -49,9 +52,11 @@ def write_results(view: SweepView, folder: Path, *, constants: Mapping[str, Para
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "results.csv", as_csv(view))
-        if best is not None and constants is not None:
-            path = folder / "best.yaml"
-            write_text(path, as_recipe(best, path, metric=view.metric, constants=constants))
+        if best is None or constants is None:
+            return None
+        path = folder.resolve() / "best.yaml"
+        write_text(path, as_recipe(best, path, metric=view.metric, constants=constants))
+        return Rerun(best.number, train_command(best, path))
     except OSError as error:
         raise SettingsError(f"{folder}: results cannot be written ({error.strerror}); give another --dir") from None
 
@@ -77,31 +82,38 @@ def as_csv(view: SweepView) -> str:
 
 
 def as_recipe(best: Trial, path: Path, *, metric: str, constants: Mapping[str, Parameter]) -> str:
-    """Return the recipe that repeats a trial: that of the sweep, with its constants and the trial's parameters."""
-    given = {**constants, **best.parameters}
-    values = read_recipe(str(given["recipe"])) | given if "recipe" in given else given
-    kept = {name: values[name] for name in Settings.model_fields if name in values and name not in NOT_IN_A_RECIPE}
+    """Return the recipe that repeats a trial: all settings of its run that are not the default.
+
+    Those are the sweep's recipe and constants, the trial's parameters, and what the environment set.
+    """
+    kept = yaml.safe_dump(_settings_of(best, constants), sort_keys=False)
     return (
-        f"# {_command_of(best)} --recipe {path}{_threads_of(best)}\n"
+        f"# {train_command(best, path)}\n"
         f"# The best of a sweep: trial {best.number} reached {metric} {format_metric(metric, best.value)}, "
         "in one run and chosen among all trials:\n"
         "# expect slightly less with other seeds. For a final run: more --epochs, and --val-size 0 for all images.\n"
-        + yaml.safe_dump(kept, sort_keys=False)
+        f"{kept}"
     )
 
 
-def _command_of(trial: Trial) -> str:
-    """Return the command that trains on the trial's number of processes, on which batch norm depends."""
-    processes = RunFolder(Path(trial.where)).read_json("environment.json").get("processes", 1)
-    if processes == 1:
-        return "cifar10-accel train"
-    return f"torchrun --standalone --nproc_per_node {processes} -m cifar10_accel.train"
-
-
-def _threads_of(trial: Trial) -> str:
-    """Return the flag that fixes the number of threads, on which the last bits depend on a CPU."""
+def train_command(trial: Trial, recipe: Path) -> str:
+    """Return the command that trains a recipe as a trial was trained: its number of processes and threads."""
     environment = RunFolder(Path(trial.where)).read_json("environment.json")
-    return f" --num-threads {environment['threads']}" if environment.get("device") == "cpu" else ""
+    return shlex.join([*launch_words(environment), "--recipe", str(recipe), *thread_flags(environment)])
+
+
+def _settings_of(trial: Trial, constants: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Return the settings of a trial that are not of the machine: as its run recorded them, else as they were given."""
+    given = {**constants, **trial.parameters}
+    run = RunFolder(Path(trial.where))
+    if trial.where and (run.path / "settings.yaml").exists():
+        settings = run.settings()
+        values = settings.model_dump(mode="json", exclude=set(settings.unused()))
+        defaults = Settings.stored({"recipe": "auto"}).model_dump(mode="json")
+        values = {name: value for name, value in values.items() if value != defaults[name] or name in given}
+    else:
+        values = read_recipe(str(given["recipe"])) | given if "recipe" in given else given
+    return {name: value for name, value in values.items() if name.partition(".")[0] not in OF_THE_PLACE | {"recipe"}}
 
 
 def _by_value(trials: Sequence[Trial], goal: Goal) -> list[Trial]:

@@ -6,15 +6,17 @@ from contextlib import ExitStack
 
 from cifar10_accel.errors import Preempted, UserError
 from cifar10_accel.formatting import format_metric, format_seconds, format_short
-from cifar10_accel.runs.trial import State
+from cifar10_accel.runs.trial import State, Trial
 from cifar10_accel.signals import StopFlag
 from cifar10_accel.subprocesses import GRACE_SECONDS, MachineShare
 from cifar10_accel.sweep.file import Sweep
+from cifar10_accel.sweep.owners import SILENCE_SECONDS
 from cifar10_accel.sweep.results import best_of
 from cifar10_accel.sweep.search import Search
 from cifar10_accel.sweep.trial_process import TrialProcess
 
 POLL_SECONDS = 0.2
+LOOK_SECONDS = 5.0  # between looks for a trial, while all are taken
 
 
 class Stopped(Preempted):
@@ -36,9 +38,10 @@ def run(
     num_processes: int,
     print_line: Callable[[str], None],
 ) -> None:
-    """Run trials until the sweep has `num_trials`, or other runners have claimed the rest. Main thread only.
+    """Run trials until the sweep has `num_trials`, or other runners are seen to run the rest. Main thread only.
 
-    Interrupted trials are continued first. A trial that fails is recorded and the sweep continues.
+    Interrupted trials are continued first, and those of runners that are gone last. A trial that fails is recorded and
+    the sweep continues.
 
     Args:
         sweep: The sweep file.
@@ -55,24 +58,30 @@ def run(
     progress = SweepProgress(sweep, search, num_trials=num_trials, num_workers=len(shares), print_line=print_line)
     with StopFlag() as stop, ExitStack() as stack:
         stack.callback(lambda: [process.end() for process in active])
-        more = True
-        while more or active:
+        search.wait_while(lambda: not stop.signal_number)
+        next_look = time.monotonic()
+        while True:
             if stop.signal_number:
                 _stop_all(active, progress)
                 raise Stopped(stop.signal_number, num_done=progress.num_done(), num_trials=num_trials)
-            if more and free:
+            if free and time.monotonic() >= next_look:
                 trial = search.claim(num_trials=num_trials)
-                more = trial is not None
                 if trial:
                     active.append(TrialProcess(trial, sweep, free.pop(0), num_processes=num_processes))
                     progress.print_start(active[-1])
                     continue
+                if not active and not search.is_undecided():
+                    return
+                if not active:
+                    progress.print_waiting()
+                next_look = time.monotonic() + LOOK_SECONDS
             for process in list(active):
                 state = process.poll()
                 if state != "running":
                     active.remove(process)
                     free.append(process.share)
                     progress.print_end(process, state)
+                    next_look = time.monotonic()
             time.sleep(POLL_SECONDS)
 
 
@@ -98,10 +107,18 @@ class SweepProgress:
         self._num_workers = num_workers
         self._print_line = print_line
         self._seconds: list[float] = []  # of the trials that ended here
+        self._is_waiting = False
 
     def num_done(self) -> int:
         """Return the number of trials that ended, on this machine or another."""
-        return sum(trial.state in ("finished", "failed", "pruned") for trial in self._search.trials())
+        return _num_done(self._search.trials())
+
+    def print_waiting(self) -> None:
+        """Print, once, that this runner waits for signs of life of the others."""
+        if not self._is_waiting:
+            wait = format_seconds(SILENCE_SECONDS)
+            self._print_line(f"all trials are taken; one without a sign of life for {wait} is continued here")
+        self._is_waiting = True
 
     def print_start(self, process: TrialProcess) -> None:
         """Print that a trial starts or continues, with its parameters."""
@@ -111,6 +128,9 @@ class SweepProgress:
     def print_end(self, process: TrialProcess, state: State) -> None:
         """Print that a trial ended in this state."""
         title = f"trial {process.trial.number} {state}"
+        if process.trial.is_lost:
+            self._print_line(f"{title}: another runner has ended it")
+            return
         if state == "stopped":
             reason = f", {process.reason}" if process.reason else ""
             self._print_line(f"{title}{reason}: the same command continues it")
@@ -124,8 +144,8 @@ class SweepProgress:
 
     def _summary(self) -> str:
         """Return the best value so far, the number of trials done, and an estimate of the time left."""
-        best = best_of(self._search.trials(), self._sweep.goal)
-        done = self.num_done()
+        trials = self._search.trials()
+        best, done = best_of(trials, self._sweep.goal), _num_done(trials)
         text = "" if best is None else f"; best {format_metric(self._sweep.metric, best.value)} (trial {best.number})"
         text += f"; {done} of {self._num_trials} done"
         left = self._num_trials - done
@@ -133,3 +153,7 @@ class SweepProgress:
             rounds = left / min(self._num_workers, left)
             text += f", about {format_seconds(rounds * sum(self._seconds) / len(self._seconds))} left"
         return text
+
+
+def _num_done(trials: list[Trial]) -> int:
+    return sum(trial.state in ("finished", "failed", "pruned") for trial in trials)

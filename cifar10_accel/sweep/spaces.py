@@ -100,7 +100,7 @@ def read_space(name: str, given: Any) -> Space:
     if not isinstance(given, Mapping):
         raise SettingsError(f"{name}: expected `value:`, `values:` or `min:` and `max:`, found {given!r}")
     if "parameters" in given:
-        raise SettingsError(f"{name}: nested parameters are not supported; settings are flat, give each by its name")
+        raise SettingsError(f"{name}: nested parameters are not supported; give each by its name, such as {name}.key")
     distribution = given.get("distribution") or _inferred(name, given)
     allowed = DISTRIBUTIONS.get(distribution)
     if allowed is None:

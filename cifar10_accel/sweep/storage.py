@@ -1,21 +1,19 @@
 """Optuna storage of a sweep: a journal file in its folder, or a database shared by several machines."""
 
-import random
-import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from cifar10_accel.errors import OutOfResourcesError, SettingsError
+from cifar10_accel.errors import OutOfResourcesError
 from cifar10_accel.formatting import error_line
+from cifar10_accel.sweep.database import cause_of, open_database
 
 JOURNAL = "journal.log"
-OPEN_ATTEMPTS = 5
 
 
 def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
@@ -24,20 +22,10 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
     Raises:
         SettingsError: The database cannot be opened.
     """
-    if url is None:
-        path = str(folder / JOURNAL)
-        return optuna.storages.JournalStorage(JournalFileBackend(path, lock_obj=_KernelLock(path)))
-    for _ in range(OPEN_ATTEMPTS - 1):
-        with suppress(Exception):  # of each database's own type
-            return optuna.storages.RDBStorage(url)
-        # Runners that create the tables at the same time fail together: at random times they do not meet again.
-        time.sleep(random.uniform(0.3, 1.5))
-    try:
-        return optuna.storages.RDBStorage(url)
-    except Exception as error:
-        raise SettingsError(
-            f"storage: cannot be opened ({error_line(error)}); give a URL like postgresql://user@host/base"
-        ) from None
+    if url is not None:
+        return open_database(url)
+    path = str(folder / JOURNAL)
+    return optuna.storages.JournalStorage(JournalFileBackend(path, lock_obj=_KernelLock(path)))
 
 
 class _KernelLock(JournalFileOpenLock):
@@ -69,5 +57,5 @@ def storage_outage_explained() -> Iterator[None]:
         yield
     except optuna.exceptions.StorageInternalError as error:
         raise OutOfResourcesError(
-            f"storage: {error_line(error)}; when it is back, the same command continues"
+            f"storage: {error_line(cause_of(error))}; when it is back, the same command continues"
         ) from None

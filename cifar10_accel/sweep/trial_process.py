@@ -16,8 +16,8 @@ from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.runs.trial import Parameter, State
 from cifar10_accel.settings import Settings
 from cifar10_accel.subprocesses import GRACE_SECONDS, MachineShare, end, running, settings_to_flags, training_command
+from cifar10_accel.sweep.claimed_trial import ClaimedTrial
 from cifar10_accel.sweep.file import Sweep
-from cifar10_accel.sweep.search import ClaimedTrial
 
 LOG = "sweep.log"
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -65,6 +65,9 @@ class TrialProcess:
         code = self.process.poll()  # before the values, so that those of an ended training are complete
         self._read_curve()
         should_prune = self.trial.report([value for _, value in self.curve], seconds=self.seconds)
+        if self.trial.is_lost:
+            self.end()
+            return self._close("stopped", "")
         if code is None and should_prune and self.curve[-1][0] < self._num_epochs:
             self.end()
             return self._close("pruned", f"behind at epoch {self.curve[-1][0]:g}")

@@ -57,7 +57,8 @@ class TensorBoardBackend(TrackerBackend):
 
 def started(tracker: GeneralTracker) -> GeneralTracker:
     """Start a tracker and return it: Accelerate's trackers do nothing before `start()`."""
-    tracker.start()
+    if hasattr(tracker, "start"):  # of trackers outside Accelerate not all have it
+        tracker.start()
     return tracker
 
 

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from accelerate import Accelerator
-from accelerate.tracking import TrackioTracker
+from accelerate.tracking import GeneralTracker, TrackioTracker
 
+from cifar10_accel.components import call_component, is_import_path, load_component
 from cifar10_accel.errors import NonFiniteError, Preempted, UserError
 from cifar10_accel.formatting import error_line
 from cifar10_accel.runs.metrics_jsonl import append_metrics, drop_metrics_after
@@ -60,6 +61,9 @@ class Tracker:
         self._resume_step = resume_step
         self._backend: TrackerBackend | None = None
         self._has_failed = False
+        self._imported: Any = None
+        if is_import_path(settings.tracker):  # a wrong path is an error of the settings, on every rank
+            self._imported = load_component(settings.tracker, setting="tracker")
 
     def __enter__(self) -> Self:
         if self._accelerator.is_main_process:
@@ -135,7 +139,19 @@ class Tracker:
                 return TrackerBackend(started(tracker), self._config)
             case "tensorboard":
                 return TensorBoardBackend(self._run_dir, self._config, resume_step=self._resume_step)
-        return None
+        return None if self._imported is None else TrackerBackend(started(self._make_imported()), self._config)
+
+    def _make_imported(self) -> GeneralTracker:
+        """Return an Accelerate tracker that is not built in: the object itself, or an instance of its class."""
+        if isinstance(self._imported, GeneralTracker):
+            return self._imported
+        known = {
+            "run_name": self._run_name,
+            "logging_dir": self._run_dir,
+            "settings": self._settings,
+            "project_name": self._settings.wandb_project,
+        }
+        return call_component(self._imported, known, path=self._settings.tracker, setting="tracker")
 
     def _guarded(self, call: Callable[..., None], *arguments: Any) -> None:
         """Call a method of the backend; log the first exception as a warning and ignore the others."""

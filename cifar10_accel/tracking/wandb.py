@@ -12,7 +12,7 @@ from typing import Any
 from accelerate.tracking import WandBTracker
 
 from cifar10_accel.formatting import error_line
-from cifar10_accel.settings import TrackingSettings
+from cifar10_accel.settings import RunSettings, TrackingSettings
 from cifar10_accel.tracking.backend import TrackerBackend, is_image, started
 from cifar10_accel.tracking.wandb_api import let_service_settle
 
@@ -46,6 +46,7 @@ class WandbBackend(TrackerBackend):
         super().__init__(tracker, {k: v for k, v in config.items() if k not in known or known[k] != v})
         # Metrics have their own step: W&B's counter cannot go back to where a resumed run continues.
         self._run.define_metric("*", step_metric="step")
+        _log_use_of_variables(settings, run_name=str(self._run.name))
         if not (self._run.offline or self._run.disabled):
             logger.info("W&B: %s", self._run.url)
 
@@ -165,4 +166,16 @@ def _wandb_identity(settings: TrackingSettings, run_dir: Path, run_name: str) ->
     stored_id = id_file.read_text().strip() if id_file.exists() else ""
     run_id = os.environ.get("WANDB_RUN_ID") or stored_id or secrets.token_hex(4)
     id_file.write_text(run_id)
-    return {"entity": settings.wandb_entity, "name": run_name, "id": run_id, "resume": "allow"}
+    has_own_name = isinstance(settings, RunSettings) and settings.run_name is not None
+    name = run_name if has_own_name else os.environ.get("WANDB_NAME") or run_name
+    return {"entity": settings.wandb_entity, "name": name, "id": run_id, "resume": "allow"}
+
+
+def _log_use_of_variables(settings: TrackingSettings, *, run_name: str) -> None:
+    """Log which of W&B's variables decide project, entity and name, and which do not because a setting does."""
+    used = {"PROJECT": settings.wandb_project, "ENTITY": settings.wandb_entity, "NAME": run_name}
+    for word, value in used.items():
+        given = os.environ.get(f"WANDB_{word}")
+        if given and "WANDB_SWEEP_ID" not in os.environ:  # there the agent has set them
+            source = f"from WANDB_{word}" if given == value else f"from the settings, not {given!r} from WANDB_{word}"
+            logger.info("W&B: %s %r, %s", word.lower(), value, source)

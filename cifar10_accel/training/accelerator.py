@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,12 +16,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast_object_list
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from cifar10_accel.errors import SettingsError, UserError
 from cifar10_accel.settings import RunSettings
 from cifar10_accel.subprocesses import num_cores
+from cifar10_accel.training.launch.agreement import require_same_launch
+from cifar10_accel.training.launch.joining import join_launch
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -40,7 +41,9 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
 
     Raises:
         SettingsError: The launch is incomplete, or one that Accelerate would accept silently: several processes that
-            each run as the only one, or fp16 on a CPU (which computes in float32).
+            each run as the only one, fp16 on a CPU (which computes in float32), or ranks with different settings.
+        InputError: The ranks have different versions of the packages.
+        LostPeerError: A process of the launch is missing or cannot be reached.
     """
     num_launched = int(os.environ.get("WORLD_SIZE", "1"))
     without_gpu = not torch.accelerator.is_available()
@@ -48,23 +51,25 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     if num_launched > 1:
         # Imported later, as DDP does, its functions would keep the process group alive as a default argument.
         importlib.import_module("torch.distributed.nn.functional")
+        atexit.register(_leave_process_group)
     _refuse_other_engines()
-    _join_after_restart(timeout)
     # Accelerate keeps one state, with one precision, for all Accelerators of a process. Here each run gets a state of
     # its own; an earlier Accelerator, also one of the caller's, keeps the state that it has.
     AcceleratorState._shared_state = type(AcceleratorState._shared_state)()
-    try:
-        accelerator = Accelerator(
-            mixed_precision=settings.precision,
-            cpu=without_gpu and num_launched > 1,  # else N ranks of a GPU launch all become rank 0 of 1
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
-            # Explicit, because a launch file or the environment would change the gradients or the model otherwise;
-            # accumulation and compilation are settings of this package.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            dynamo_backend="no",
-        )
-    except ValueError as error:  # such as an incomplete set of a launcher's variables
-        raise SettingsError(f"launch: {error}; start with `accelerate launch` or torchrun") from None
+    with _joined_launch(timeout, num_launched=num_launched):
+        try:
+            accelerator = Accelerator(
+                mixed_precision=settings.precision,
+                cpu=without_gpu and num_launched > 1,  # else N ranks of a GPU launch all become rank 0 of 1
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+                # Explicit, because a launch file or the environment would change the gradients or the model otherwise;
+                # accumulation and compilation are settings of this package.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                dynamo_backend="no",
+            )
+        except ValueError as error:  # such as an incomplete set of a launcher's variables
+            raise SettingsError(f"launch: {error}; start with `accelerate launch` or torchrun") from None
+        require_same_launch(accelerator, settings)
     if accelerator.num_processes != num_launched:
         raise SettingsError(
             f"launch: WORLD_SIZE is {num_launched} but Accelerate sees {accelerator.num_processes} process(es); "
@@ -78,8 +83,6 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
         torch.set_flush_denormal(True)
         _keep_freed_memory()
     _choose_kernels(settings.deterministic)
-    if accelerator.num_processes > 1:
-        atexit.register(_leave_process_group)
     return accelerator
 
 
@@ -111,23 +114,12 @@ def _refuse_other_engines() -> None:
         )
 
 
-def _join_after_restart(timeout: timedelta) -> None:
-    """After a restart by torchrun, join the other ranks under store keys of this start.
-
-    The launcher's store outlives the ranks and keeps the addresses of the previous start. A rank that reads one of
-    them before it is overwritten waits for a process that no longer exists.
-    """
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if start == "0" or torch.distributed.is_initialized():
-        return
-    store, rank, num_processes = next(rendezvous("env://", timeout=timeout))
-    torch.distributed.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
-        store=PrefixStore(f"start {start}", store),
-        rank=rank,
-        world_size=num_processes,
-        timeout=timeout,
-    )
+def _joined_launch(timeout: timedelta, *, num_launched: int) -> AbstractContextManager[None]:
+    """Return the context that joins the processes of this launch; an empty one if there is nothing to join."""
+    if num_launched == 1 or "RANK" not in os.environ or torch.distributed.is_initialized():
+        return nullcontext()
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return join_launch(torch.distributed.get_default_backend_for_device(found or "cpu"), timeout)
 
 
 def _check_cpu_precision(accelerator: Accelerator) -> None:

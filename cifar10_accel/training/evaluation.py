@@ -4,7 +4,7 @@ Legend: N images, B images per batch, K classes.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from cifar10_accel.data.augment.batched import normalize
-from cifar10_accel.data.datasets import Dataset, Split
+from cifar10_accel.data.dataset import Dataset, Split
 from cifar10_accel.data.device_cache import cached_images
+from cifar10_accel.data.image_format import CIFAR10_IMAGES, ImageFormat
 from cifar10_accel.formatting import dataset_title
 from cifar10_accel.runs.predictions import Predictions
 from cifar10_accel.settings import RunSettings
@@ -35,6 +36,7 @@ VIEWS: dict[str, list[tuple[float, int, int, bool]]] = {
         (0.125, 1, 1, True),
     ],
 }
+MAX_ROWS = 20  # of a table of classes on the terminal; report.html has all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +64,23 @@ class Evaluation:
         return metrics
 
     def table(self, title: str) -> Table:
-        """Return a terminal table of the accuracy and the most frequent confusion of each class."""
+        """Return a terminal table of the accuracy and the most frequent confusion of each class.
+
+        With more than MAX_ROWS classes it has those with the lowest accuracy, the lowest first.
+        """
         table = Table("class", "accuracy", "most often taken for", title=title, title_justify="left")
-        confusion = self.test.confusion_matrix()
-        for row, (name, accuracy) in enumerate(zip(self.class_names, self.test.class_accuracy(), strict=True)):
+        confusion, accuracy = self.test.confusion_matrix(), self.test.class_accuracy()
+        rows = np.arange(len(accuracy))
+        if len(rows) > MAX_ROWS:
+            rows = accuracy.argsort(kind="stable")[:MAX_ROWS]  # classes without test images, nan, are last
+            table.caption = f"the {MAX_ROWS} of {len(accuracy)} classes with the lowest accuracy"
+        for row in rows.tolist():
             others = confusion[row].copy()
             others[row] = 0
             other = int(others.argmax())
             confused = f"{self.class_names[other]} ({others[other]})" if others[other] else "-"
-            table.add_row(name, f"{accuracy:.2%}", confused)
+            share = "-" if math.isnan(accuracy[row]) else f"{accuracy[row]:.2%}"
+            table.add_row(self.class_names[row], share, confused)
         return table
 
     def headline(self, dataset_name: str) -> str:
@@ -84,7 +94,14 @@ def evaluate_dataset(accelerator: Accelerator, model: nn.Module, dataset: Datase
     """Evaluate on the test set and the hold-out. All ranks must call this; all get the same result."""
 
     def evaluate(split: Split) -> tuple[Predictions, Predictions | None]:
-        return evaluate_split(accelerator, model, split, batch_size=settings.eval_batch_size, tta=settings.tta)
+        return evaluate_split(
+            accelerator,
+            model,
+            split,
+            image_format=dataset.image_format,
+            batch_size=settings.eval_batch_size,
+            tta=settings.tta,
+        )
 
     test, test_tta = evaluate(dataset.test)
     val, val_tta = (None, None) if dataset.val is None else evaluate(dataset.val)
@@ -93,7 +110,13 @@ def evaluate_dataset(accelerator: Accelerator, model: nn.Module, dataset: Datase
 
 @torch.inference_mode()
 def evaluate_split(
-    accelerator: Accelerator, model: nn.Module, split: Split, *, batch_size: int, tta: str = "none"
+    accelerator: Accelerator,
+    model: nn.Module,
+    split: Split,
+    *,
+    batch_size: int,
+    tta: str = "none",
+    image_format: ImageFormat = CIFAR10_IMAGES,
 ) -> tuple[Predictions, Predictions | None]:
     """Predict every image of a split exactly once. All ranks must call this; all get the same result.
 
@@ -105,9 +128,11 @@ def evaluate_split(
         split: Images and labels.
         batch_size: Images per forward pass.
         tta: Key of VIEWS.
+        image_format: Normalisation of the images.
 
     Returns:
-        Predictions sorted by index: plain ones and, unless `tta` is `none`, those of the weighted mean over the views.
+        Predictions sorted by index: plain ones and, unless `tta` is `none`, those of the weighted mean over the views,
+        whose probabilities the plain ones have, too.
     """
     model = accelerator.unwrap_model(model).eval()  # DDP's collectives would hang on unequal numbers of batches
     if accelerator.num_processes > 1:
@@ -117,15 +142,21 @@ def evaluate_split(
     images, labels = cached_images(split, accelerator.device), torch.from_numpy(split.labels).to(accelerator.device)
     own = torch.arange(accelerator.process_index, len(labels), accelerator.num_processes)
     with accelerator.autocast():
-        logits = [_view_logits(model, images.take(part), tta) for part in torch.split(own, batch_size)]
+        logits = [_view_logits(model, images.take(part), tta, image_format) for part in torch.split(own, batch_size)]
     model.train()
     plain, averaged = (_gather_rows(accelerator, torch.cat(rows), len(labels)) for rows in zip(*logits, strict=True))
-    return _predictions(plain, labels), _predictions(averaged, labels) if tta != "none" else None
+    predictions = _predictions(plain, labels)
+    if tta == "none":
+        return predictions, None
+    with_tta = _predictions(averaged, labels)
+    return replace(predictions, probabilities_tta=with_tta.probabilities), with_tta
 
 
-def _view_logits(model: nn.Module, images: Tensor, tta: str) -> tuple[Tensor, Tensor]:
-    """Return plain logits and the weighted mean over the views, both (B, K), of (B, 3, H, W) uint8 images."""
-    inputs = normalize(images, dtype=torch.float32)
+def _view_logits(
+    model: nn.Module, images: Tensor, tta: str, image_format: ImageFormat = CIFAR10_IMAGES
+) -> tuple[Tensor, Tensor]:
+    """Return plain logits and the weighted mean over the views, both (B, K), of (B, C, H, W) uint8 images."""
+    inputs = normalize(images, torch.float32, image_format)
     plain: Tensor = model(inputs).float()
     averaged = torch.zeros_like(plain)
     for weight, down, right, flipped in VIEWS[tta]:

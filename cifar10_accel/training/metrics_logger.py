@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
+from cifar10_accel.components import is_import_path
 from cifar10_accel.data.batch_plan import BatchPlan
 from cifar10_accel.settings import Settings
 from cifar10_accel.tracking.progress import RunProgress
@@ -30,6 +31,7 @@ class MetricsLogger:
         self._plan = plan
         self._settings = settings
         self._last_metrics: Metrics = {}
+        self._last_evaluation: Metrics = {}  # of this epoch's end
         self._contexts = ExitStack()
 
     def __enter__(self) -> Self:
@@ -56,20 +58,22 @@ class MetricsLogger:
         state.metrics_since_log.zero_()
         new = (loss, correct, num_images)
         state.epoch_metrics = [before + now for before, now in zip(state.epoch_metrics, new, strict=True)]
+        self._last_evaluation = {}
         self._last_metrics = {
             "train/loss": loss / num_images,
             "train/accuracy": correct / num_images,
             "lr": lr,
-            "momentum": self._settings.momentum,
+            **({} if is_import_path(self._settings.optimizer) else {"momentum": self._settings.momentum}),
             "images_per_second": num_images / state.stopwatch.lap(),
         }
-        self._log(state, self._last_metrics)
+        self.log(state, self._last_metrics)
         self._progress.update(state.step, self._last_metrics["images_per_second"])
 
     def log_epoch(self, state: TrainingState, evaluated: Metrics) -> None:
         """Log the evaluation at the end of an epoch and print the epoch's row: means over all its steps."""
+        self._last_evaluation = evaluated
         if evaluated:
-            self._log(state, evaluated)
+            self.log(state, evaluated)
         loss, correct, num_images = state.epoch_metrics
         state.epoch_metrics = [0.0, 0.0, 0.0]
         row = {"epoch": self._epoch_of(state), "seconds": state.stopwatch.seconds(), **self._last_metrics, **evaluated}
@@ -77,11 +81,16 @@ class MetricsLogger:
             row |= {"train/loss": loss / num_images, "train/accuracy": correct / num_images}
         self._progress.print_epoch(row)
 
+    def newest(self) -> Metrics:
+        """Return the last training metrics and the evaluation after them, if there was one."""
+        return self._last_metrics | self._last_evaluation
+
     def print(self, text: Any) -> None:
         """Print a line or a rich renderable, on the main process only."""
         self._progress.print(text)
 
-    def _log(self, state: TrainingState, metrics: Metrics) -> None:
+    def log(self, state: TrainingState, metrics: Metrics) -> None:
+        """Log metrics at the state's step."""
         self.tracker.log(metrics, step=state.step, epoch=self._epoch_of(state))
 
     def _epoch_of(self, state: TrainingState) -> float:

@@ -10,7 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cifar10_accel.settings import OptimSettings
+from cifar10_accel.components import is_import_path, load_component, parameter_names, require_taken, user_code
+from cifar10_accel.errors import InputError, SettingsError
+from cifar10_accel.settings import OF_BUILT_IN, OptimSettings
 from cifar10_accel.training.muon import Muon
 
 
@@ -24,6 +26,8 @@ def make_optimizer(model: nn.Module, settings: OptimSettings, *, fused: bool = F
             device to report whether a gradient has overflowed.
     """
     groups = parameter_groups(model, settings)
+    if is_import_path(settings.optimizer):
+        return _imported_optimizer(groups, settings)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=(settings.momentum, 0.999), fused=fused)
     nesterov = settings.nesterov and settings.momentum > 0
@@ -34,6 +38,29 @@ def make_optimizer(model: nn.Module, settings: OptimSettings, *, fused: bool = F
         for group in groups:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _imported_optimizer(groups: list[dict[str, Any]], settings: OptimSettings) -> Optimizer:
+    """Call a factory of (parameter groups, lr) with `optimizer_args`; torch's optimizer classes are such factories.
+
+    Raises:
+        SettingsError: A setting of the built-in optimizers was given that it does not take.
+        InputError: It raises, or returns no optimizer.
+    """
+    path = settings.optimizer
+    factory = load_component(path, setting="optimizer")
+    names, takes_any = parameter_names(factory)
+    if not takes_any:
+        require_taken(settings.optimizer_args, sorted(names - {"self", "params"}), path=path, setting="optimizer")
+    given = {name: getattr(settings, name) for name in OF_BUILT_IN["optimizer"] & settings.model_fields_set}
+    for name in sorted(given.keys() - names):
+        raise SettingsError(f"{name}: {path} does not take it; leave it out, or give what it takes in optimizer_args")
+    arguments = {"lr": getattr(settings, "max_lr", 0.1)} | given | settings.optimizer_args
+    with user_code(path, setting="optimizer"):
+        optimizer = factory(groups, **arguments)
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"optimizer: {path} gave a {type(optimizer).__name__}, not a torch.optim.Optimizer")
     return optimizer
 
 

@@ -4,11 +4,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from cifar10_accel.data.datasets import Dataset
-from cifar10_accel.errors import OutOfResourcesError
+from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.errors import InputError, OutOfResourcesError
 from cifar10_accel.formatting import dataset_title, error_line
+from cifar10_accel.report.curves import image_size_changes, with_cross_entropy
 from cifar10_accel.report.figures import draw_confusion, draw_curves, draw_grid
 from cifar10_accel.report.run_page import PageImages, write_run_page
+from cifar10_accel.report.sprite import rgb
 from cifar10_accel.runs.dynamics import Dynamics
 from cifar10_accel.runs.metrics_jsonl import read_metrics
 from cifar10_accel.runs.predictions import Predictions, most_confident_correct, worst_mistakes
@@ -82,7 +84,7 @@ def _write_report(
             metrics=metrics,
             test=evaluation.test,
             val=evaluation.val,
-            dynamics=Dynamics.load(folder.dynamics) if folder.dynamics.exists() else None,
+            dynamics=_read_dynamics(folder),
             missing=(),
         )
         write_run_page(folder.report, run, PageImages(test=dataset.test.images, train=dataset.train.images))
@@ -104,7 +106,21 @@ def _draw_figures(folder: RunFolder, dataset: Dataset, evaluation: Evaluation, m
     for name, (rows, title) in grids.items():
         draw_grid(dataset.test.images, test, rows, names, folder.path / name, title=title)
     draw_confusion(test.confusion_matrix(), names, folder.path / "confusion.png", title=headline)
-    draw_curves(metrics, folder.path / "curves.png", title=f"{folder.path.name} on {dataset_title(dataset.name)}")
+    settings, dynamics = folder.settings(), _read_dynamics(folder)
+    draw_curves(
+        with_cross_entropy(metrics, dynamics, settings),
+        folder.path / "curves.png",
+        title=f"{folder.path.name} on {dataset_title(dataset.name)}",
+        changes=image_size_changes(settings, folder.read_json("environment.json")),
+    )
+
+
+def _read_dynamics(folder: RunFolder) -> Dynamics | None:
+    """Return the record of the training dynamics; None if there is none, or it is damaged."""
+    try:
+        return Dynamics.load(folder.dynamics)
+    except InputError:
+        return None
 
 
 def _log_images(tracker: Tracker, name: str, dataset: Dataset, predictions: Predictions, rows: Sequence[int]) -> None:
@@ -112,7 +128,7 @@ def _log_images(tracker: Tracker, name: str, dataset: Dataset, predictions: Pred
     names = dataset.class_names
     table = [
         [
-            dataset.test.images[row],
+            rgb(dataset.test.images[row]),
             int(row),
             names[predictions.label[row]],
             names[predictions.prediction[row]],

@@ -6,9 +6,12 @@ from functools import cached_property
 from accelerate import Accelerator
 
 from cifar10_accel.data.batch_plan import BatchPlan
-from cifar10_accel.data.datasets import Dataset, ensure_dataset
+from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.data.datasets import ensure_dataset
+from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.data.loader import TrainingLoader
 from cifar10_accel.data.shared_memory import load_dataset_shared
+from cifar10_accel.errors import SettingsError
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.accelerator import make_accelerator, run_on_main, training_dtype
 
@@ -31,7 +34,13 @@ class RunSetup:
     def loader(self) -> TrainingLoader:
         """Makes this rank's training batches."""
         device, dtype = self.accelerator.device, training_dtype(self.accelerator)
-        return TrainingLoader(self.dataset.train, self.plan, self.settings, device=device, dtype=dtype)
+        return TrainingLoader(self.dataset, self.plan, self.settings, device=device, dtype=dtype)
+
+    def with_images_as(self, image_format: ImageFormat | None) -> "RunSetup":
+        """Return the same setup with the normalisation that a run had before; unchanged for None."""
+        if image_format is None or image_format == self.dataset.image_format:
+            return self
+        return replace(self, dataset=self.dataset.normalised_as(image_format))
 
     def with_plan(self, plan: BatchPlan) -> "RunSetup":
         """Return the same setup with other batches."""
@@ -48,6 +57,7 @@ def set_up_run(settings: Settings) -> RunSetup:
     accelerator = make_accelerator(settings)
     settings = resolve_settings(settings, accelerator)
     dataset = load_dataset_shared(accelerator, settings)
+    _require_sizes_that_fit(settings, dataset)
     return RunSetup(accelerator, settings, dataset)
 
 
@@ -60,3 +70,15 @@ def resolve_settings(settings: Settings, accelerator: Accelerator) -> Settings:
     found = ensure_dataset(settings)
     dataset = run_on_main(accelerator, lambda: found)
     return settings.model_copy(update={"dataset": dataset, "precision": accelerator.mixed_precision})
+
+
+def _require_sizes_that_fit(settings: Settings, dataset: Dataset) -> None:
+    """Raise `SettingsError` for sizes in the settings that the images of the data set do not have."""
+    size = dataset.image_format.size
+    if settings.low_res_epochs and settings.low_res_size >= size:
+        raise SettingsError(
+            f"low_res_size: {settings.low_res_size} is not below the {size} pixels a side of the images; "
+            "give less, or --low-res-fraction 0"
+        )
+    if "cutout" in settings.augment and settings.cutout_size > size:
+        raise SettingsError(f"cutout_size: {settings.cutout_size}, but the images have {size} pixels a side; give less")

@@ -10,13 +10,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from cifar10_accel.components import is_import_path
 from cifar10_accel.data.augment.batched import normalize
-from cifar10_accel.data.datasets import Split
+from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.models.fine_tuning import freeze, load_fitting, read_weights
 from cifar10_accel.models.registry import build_model, fit_whitening
 from cifar10_accel.randomness import seed_for
 from cifar10_accel.runs.checkpoint import CheckpointData, load_into
 from cifar10_accel.settings import Settings
+from cifar10_accel.training.callbacks import Callbacks
+from cifar10_accel.training.compilation import require_compiler
 from cifar10_accel.training.dynamics_recorder import DynamicsRecorder
+from cifar10_accel.training.loss import Loss, make_loss
 from cifar10_accel.training.optimizer import make_average, prepare
 from cifar10_accel.training.setup import RunSetup
 from cifar10_accel.training.stopwatch import Stopwatch
@@ -36,6 +41,8 @@ class TrainingState:
     wrapped_model: nn.Module  # as prepared by Accelerate (DDP, autocast): training forward passes go through it
     average: AveragedModel | None  # the averaged weights, with `ema_decay`
     optimizer: Optimizer
+    loss: Loss
+    callbacks: Callbacks | None = None
     recorder: DynamicsRecorder | None = None  # of the loss and prediction of each training image
     step: int = 0  # steps done
     # Loss sum, correct predictions, images: of this rank since the last metrics line, on the device; and of all ranks
@@ -70,6 +77,8 @@ class TrainingState:
                 "seconds": self.stopwatch.seconds(),
                 "processes": self.accelerator.num_processes,
                 "dynamics": None if self.recorder is None else self.recorder.capture(),
+                "callbacks": {} if self.callbacks is None else self.callbacks.state_dict(),
+                "stop_reason": "" if self.callbacks is None else self.callbacks.stop_reason,
             },
         )
 
@@ -82,9 +91,11 @@ class TrainingState:
         load_into(self.model, saved.model, source=source)
         if self.average is not None and saved.average is not None:
             load_into(self.average, saved.average, source=source)
-        # Hyperparameters of the groups come from the settings; whether kernels are fused, from the device of today.
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict(saved.training["optimizer"] | {"param_groups": groups})
+        optimizer = saved.training["optimizer"]
+        if not is_import_path(self.settings.optimizer):
+            # Hyperparameters of the groups come from the settings; whether kernels are fused, from today's device.
+            optimizer = optimizer | {"param_groups": self.optimizer.state_dict()["param_groups"]}
+        self.optimizer.load_state_dict(optimizer)
         if self.accelerator.scaler is not None and saved.training["loss_scale"] is not None:
             self.accelerator.scaler.load_state_dict(saved.training["loss_scale"])
         self.step = saved.step
@@ -96,30 +107,46 @@ class TrainingState:
                 f"saved by {before} process(es), continued by {now}: the same images and LR, but not the same bits"
             )
         self.epoch_metrics = list(saved.training["epoch_metrics"])
+        if self.callbacks is not None:
+            self.callbacks.load_state_dict(saved.training.get("callbacks", {}))
+            self.callbacks.stop_reason = saved.training.get("stop_reason", "")
         self.stopwatch = Stopwatch(saved.training["seconds"])
 
 
 def build_state(setup: RunSetup) -> TrainingState:
     """Build the state before the first step, the same on every rank. All ranks must call this."""
     accelerator, settings, dataset = setup.accelerator, setup.settings, setup.dataset
-    model = build_seeded_model(settings, accelerator, num_classes=len(dataset.class_names))
+    if settings.compile:
+        require_compiler(accelerator.device)
+    model = build_seeded_model(settings, accelerator, dataset)
     if settings.whitening:
-        fit_whitening(model, _some_images(dataset.train, accelerator.device))
+        fit_whitening(model, _some_images(dataset, accelerator.device))
+    if settings.init_from is not None:
+        load_fitting(model, read_weights(settings.init_from), source=settings.init_from)
+    if settings.freeze:
+        freeze(model, settings.freeze)
     average = make_average(model, settings.ema_decay)
     if settings.compile:
         model.compile()
     wrapped_model, optimizer = prepare(accelerator, model, settings)
-    return TrainingState(accelerator, settings, model, wrapped_model, average, optimizer)
+    loss = make_loss(settings, dataset, device=accelerator.device)
+    return TrainingState(accelerator, settings, model, wrapped_model, average, optimizer, loss)
 
 
-def build_seeded_model(settings: Settings, accelerator: Accelerator, *, num_classes: int) -> nn.Module:
+def build_seeded_model(settings: Settings, accelerator: Accelerator, dataset: Dataset) -> nn.Module:
     """Build the model on the device, in the memory format of the settings; its weights are a function of the seed."""
     torch.manual_seed(seed_for(settings.seed, "weights") >> 1)
-    model = build_model(settings, num_classes=num_classes).to(accelerator.device)
+    model = build_model(
+        settings,
+        num_classes=len(dataset.class_names),
+        image_format=dataset.image_format,
+        pretrained=settings.pretrained,
+    ).to(accelerator.device)
     return model.to(memory_format=torch.channels_last) if settings.channels_last else model
 
 
-def _some_images(split: Split, device: torch.device) -> Tensor:
-    """Normalised images spread over the split, (about WHITENING_IMAGES, 3, 32, 32)."""
+def _some_images(dataset: Dataset, device: torch.device) -> Tensor:
+    """Normalised images spread over the training set, (about WHITENING_IMAGES, C, H, W)."""
+    split = dataset.train
     chosen = torch.from_numpy(split.images[:: max(1, len(split) // WHITENING_IMAGES)]).to(device)
-    return normalize(chosen.permute(0, 3, 1, 2), dtype=torch.float32)
+    return normalize(chosen.permute(0, 3, 1, 2), torch.float32, dataset.image_format)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
@@ -59,11 +58,10 @@ def forward_backward(state: TrainingState, model: nn.Module, batch: Batch, *, nu
 
     model: the state's model or its wrapped model, whose gradients are averaged over ranks.
     """
-    smoothing = state.settings.label_smoothing
     logits = model(batch.images).float()  # (B, K)
-    loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+    loss = state.loss(logits, batch.labels)
     if batch.weight < 1:  # MixUp or CutMix
-        partner_loss = F.cross_entropy(logits, batch.partner_labels, label_smoothing=smoothing)
+        partner_loss = state.loss(logits, batch.partner_labels)
         loss = batch.weight * loss + (1 - batch.weight) * partner_loss
     state.accelerator.backward(loss / num_batches)
     predictions = logits.detach().argmax(dim=1)

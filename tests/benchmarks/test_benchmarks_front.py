@@ -19,7 +19,8 @@ from benchmarks.peer import prepare, read_peer
 from benchmarks.speed94 import Comparison, run_blocks
 from benchmarks.timed import TimedRun
 from cifar10_accel.commands.repeat import SeedRun
-from cifar10_accel.data.datasets import Dataset, load_dataset
+from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.errors import InputError
 from cifar10_accel.runs.metrics_jsonl import read_metrics
 from cifar10_accel.runs.run_folder import RunFolder
@@ -223,6 +224,6 @@ def name_synthetic_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load_as_cifar10(settings: Settings, *, seed: int) -> Dataset:
         synthetic = load_dataset(settings, seed=seed)
-        return Dataset("cifar10", synthetic.class_names, synthetic.train, None, synthetic.test)
+        return Dataset(name="cifar10", train=synthetic.train, test=synthetic.test, class_names=synthetic.class_names)
 
     monkeypatch.setattr(peer, "load_dataset", load_as_cifar10)

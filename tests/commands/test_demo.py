@@ -6,15 +6,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from browser import Browser
 from click.testing import CliRunner
 from PIL import Image
+from torch import Tensor, nn
 
 from cifar10_accel.cli import main
 from cifar10_accel.commands.demo import Explainer
+from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.models.classifier import Classifier
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +88,43 @@ def test_without_gradio_the_error_names_the_package(run_folder: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "gradio", None)
     done = CliRunner().invoke(main, ["demo", str(run_folder)])
     assert (done.exit_code, "pip install 'cifar10-accel[demo]'" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(64, 3), (24, 1)])
+def test_images_of_another_format(size: int, channels: int) -> None:
+    """What the page shows is RGB of about 256 pixels a side, whatever the model takes."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, size, size, channels), dtype=np.uint8)
+    data = (images, np.arange(30) % 3)
+    dataset = Dataset(name="own", train=data, test=data, class_names=["a", "b", "c"])
+    model = Classifier(
+        model_settings={"width": 4}, class_names=["a", "b", "c"], images=dataset.image_format.to_json()
+    ).eval()
+    explanation = Explainer(model, dataset, num_images=30).explain(images[4])
+    side = 256 // size * size
+    pictures = [explanation.model_input, explanation.heat, *(picture for picture, _ in explanation.nearest)]
+    assert all(picture is not None and picture.shape == (side, side, 3) for picture in pictures)
+    assert explanation.nearest[0][1].endswith("#4")
+    assert set(explanation.probabilities) == {"a", "b", "c"}
+
+
+def test_a_model_without_feature_maps_has_no_heat_map() -> None:
+    class Linear(nn.Module):
+        class_names = ("a", "b")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3 * 8 * 8, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.head(images.flatten(1))
+            return logits
+
+        def probabilities(self, pixels: Tensor) -> Tensor:
+            return self(pixels.permute(0, 3, 1, 2) / 255).softmax(dim=1)
+
+    data = (np.zeros((4, 8, 8, 3), dtype=np.uint8), np.arange(4) % 2)
+    dataset = Dataset(name="own", train=data, test=data, class_names=["a", "b"])
+    model: Any = Linear()
+    model.image_format = dataset.image_format
+    assert Explainer(model, dataset, num_images=4).explain(data[0][0]).heat is None

@@ -154,12 +154,12 @@ class _OtherInEachWorker(doctor_checks.AugmentedImages):
 
 def test_augmentation_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(**(TINY | {"augment_backend": "albumentations", "num_workers": 2}))
-    train = load_dataset(settings, seed=0).train
-    assert doctor_checks.augmentation(settings, train).level == "ok"
+    dataset = load_dataset(settings, seed=0)
+    assert doctor_checks.augmentation(settings, dataset).level == "ok"
     monkeypatch.setattr(doctor_checks, "AugmentedImages", _SameInEveryEpoch)
-    assert "two epochs have the same" in doctor_checks.augmentation(settings, train).text
+    assert "two epochs have the same" in doctor_checks.augmentation(settings, dataset).text
     monkeypatch.setattr(doctor_checks, "AugmentedImages", _OtherInEachWorker)
-    assert "two workers produce different" in doctor_checks.augmentation(settings, train).text
+    assert "two workers produce different" in doctor_checks.augmentation(settings, dataset).text
 
 
 def test_the_bottleneck_is_named() -> None:

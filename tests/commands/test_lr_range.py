@@ -31,9 +31,9 @@ def test_a_loss_that_falls_to_the_end_has_no_minimum() -> None:
     assert (found.reason, found.tenth_of_minimum) == ("", None)
 
 
-@pytest.mark.parametrize("end_lr", [0.5, 0.1], ids=["equal", "falling"])
+@pytest.mark.parametrize("end_lr", [0.5, 0.1, 0.5 + 1e-15, 0.504, math.nan], ids=repr)
 def test_bounds_that_do_not_rise_are_refused_before_the_test(end_lr: float) -> None:
-    with pytest.raises(SettingsError, match=f"end-lr: {end_lr} is not above the first LR, 0.5"):
+    with pytest.raises(SettingsError, match=f"end-lr: {end_lr:g} is not above the first LR, 0.5"):
         LrRange(total_steps=10, min_lr=0.5, max_lr=end_lr, growth="linear")
 
 

@@ -1,4 +1,4 @@
-"""Prediction of image files of every kind, and export, with one tiny run that all tests share."""
+"""Prediction of image files of every kind, with one tiny run that all tests share."""
 
 import csv
 import io
@@ -14,7 +14,6 @@ from PIL import Image
 from training_commands import TINY
 
 from cifar10_accel.cli import main
-from cifar10_accel.commands import export as export_module
 from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.data.synthetic import CLASS_NAMES
 from cifar10_accel.models.classifier import Classifier
@@ -110,11 +109,82 @@ def test_any_readable_image_is_predicted_and_the_others_are_named(run_folder: Pa
         assert len(probabilities) == 3
         assert probabilities == sorted(probabilities, reverse=True)
         assert set(found[str(path)]["classes"]) <= set(CLASS_NAMES)
-    lines = done.stderr.splitlines()
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
     assert len(lines) == len(bad)
     for line, path in zip(lines, bad, strict=True):
         assert line.startswith(f"error: {path}: cannot be read as an image (")
     assert call("predict", run_folder, *good[:1], *bad[:1], "--skip-bad").exit_code == 0
+
+
+def test_what_was_taken_of_an_image_is_said(run_folder: Path, tmp_path: Path) -> None:
+    """Only a part of an animation, a document or a panorama is predicted; a small crop is not worth a word."""
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue")]
+    files = {"a.gif": "the first of its 3 frames was used", "b.tif": "the first of its 3 frames was used", "c.png": ""}
+    for name in ("a.gif", "b.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    picture(tmp_path / "c.png", size=(64, 33))
+    picture(tmp_path / "d.png", size=(30, 120))
+    files["d.png"] = "only the square in its middle was used, 25% of the image"
+    done = call("predict", run_folder, *(tmp_path / name for name in files), "--format=json")
+    assert done.exit_code == 0, done.output
+    entries = json.loads(done.stdout)
+    assert [entry.get("notes", []) for entry in entries] == [[words] if words else [] for words in files.values()]
+    warnings = [f"warning: {tmp_path / name}: {words}" for name, words in files.items() if words]
+    assert done.stderr.splitlines() == warnings
+
+
+def test_a_folder_may_hold_other_files(run_folder: Path, tmp_path: Path) -> None:
+    for name in ("a.png", ".ipynb_checkpoints/a-checkpoint.png", "b/c.PNG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(tmp_path / name, format="PNG")
+    for name in ("._a.png", "notes.txt", "b/paper.pdf", "b/LICENSE"):
+        (tmp_path / name).write_text("no image")
+    done = call("predict", run_folder, tmp_path, "--format=json")
+    assert done.exit_code == 0, done.output
+    assert [Path(entry["file"]).name for entry in json.loads(done.stdout)] == ["a.png", "c.PNG"]
+    assert done.stderr.startswith(f"warning: {tmp_path}: 3 files skipped, no image (1 ")
+    (tmp_path / "b" / "drawing.svg").write_text("<svg/>")
+    done = call("predict", run_folder, tmp_path)
+    assert done.exit_code == 3
+    assert f"error: {tmp_path / 'b' / 'drawing.svg'}: SVG is a drawing without pixels" in done.stderr
+
+
+def test_a_run_on_other_images_gets_images_of_its_format(tmp_path: Path) -> None:
+    """Files of the test images give the predictions of the run, at 48 pixels a side and with two classes."""
+    for split, number in ((split, number) for split in ("train", "test") for number in range(16)):
+        path = tmp_path / "data" / split / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((70, 48), 40 + 60 * (number % 2)).save(path)
+    values = TINY | {"dataset": "folder", "data_dir": tmp_path / "data", "image_size": 48, "val_size": 0}
+    fit(Settings(**values | {"batch_size": 8, "epochs": 1, "peak_epoch": 0.5}, run_dir=tmp_path / "run"))
+    done = call("predict", tmp_path / "run", tmp_path / "data" / "test", "--format=json", f"--grad-cam={tmp_path}/maps")
+    assert done.exit_code == 0, done.output
+    found = {Path(entry["file"]): entry["classes"] for entry in json.loads(done.stdout)}
+    written = Predictions.load(tmp_path / "run" / "predictions.npz").probabilities
+    files = sorted((tmp_path / "data" / "test").rglob("*.png"))  # the order of the data set
+    assert np.array([[found[path][name] for name in "ab"] for path in files]) == pytest.approx(written, abs=1e-5)
+    pictures = list((tmp_path / "maps").iterdir())
+    assert len(pictures) == 16
+    assert {Image.open(path).size for path in pictures} == {(2 * 240, 240)}
+
+
+@pytest.mark.parametrize("values", ["floats 0..1", "12 bits of 16, declared", "12 bits of 16", "floats 0..255"])
+def test_values_that_are_not_8_bit_are_scaled_or_refused(run_folder: Path, tmp_path: Path, values: str) -> None:
+    """An image with more bits is predicted as the same image with 8 bits."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    deep = {
+        "floats 0..1": Image.fromarray(pixels.astype(np.float32) / 255),
+        "floats 0..255": Image.fromarray(pixels.astype(np.float32)),
+    }.get(values, Image.fromarray(pixels.astype(np.uint16) << 4))
+    Image.fromarray(pixels).save(tmp_path / "plain.png")
+    deep.save(tmp_path / "deep.tif", tiffinfo={281: 4095} if "declared" in values else {})
+    done = call("predict", run_folder, tmp_path / "plain.png", tmp_path / "deep.tif", "--format=json")
+    plain, found = (entry["classes"] for entry in json.loads(done.stdout))
+    if values in ("12 bits of 16", "floats 0..255"):
+        assert (done.exit_code, found) == (3, {})
+        assert "expected 0 to 1" in done.stderr or "their true range is not known" in done.stderr
+    else:
+        assert (done.exit_code, found) == (0, plain)
 
 
 def test_table_and_csv(run_folder: Path, tmp_path: Path) -> None:
@@ -136,39 +206,3 @@ def test_what_is_no_run_is_refused(run_folder: Path, tmp_path: Path) -> None:
     done = call("export", run_folder, "--format=hub", f"--out={tmp_path}")
     assert done.exit_code == 2
     assert "exists already" in done.stderr
-
-
-@pytest.mark.parametrize("form", ["safetensors", "onnx", "torch-export", "hub"])
-def test_an_export_behaves_like_the_run(form: str, run_folder: Path, tmp_path: Path) -> None:
-    if form == "onnx":
-        pytest.importorskip("onnxruntime")
-    out = tmp_path / "models" / f"net.{ {'torch-export': 'pt2', 'hub': 'folder'}.get(form, form) }"
-    done = call("export", run_folder, f"--format={form}", f"--out={out}")
-    assert done.exit_code == 0, done.output
-    assert "class equal on 80 of 80 test images" in done.stdout
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
-    for path in (out, *out.rglob("*")):
-        assert path.is_dir() or path.stat().st_mode & 0o044 == 0o044, f"only its owner can read {path.name}"
-    if form == "hub":
-        assert {path.name for path in out.iterdir()} >= {"README.md", "config.json", "model.safetensors"}
-        card = (out / "README.md").read_text()
-        accuracy = json.loads((run_folder / "summary.json").read_text())["test/accuracy"]
-        assert f"{accuracy:.2%}" in card
-        assert "not CIFAR-10" in card
-        assert Classifier.from_pretrained(out).class_names == CLASS_NAMES
-
-
-def test_an_export_that_is_another_model_is_not_kept(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As an export that lacks the normalisation."""
-
-    def broken(model: Classifier, run: Any, path: Path) -> export_module.Function:
-        path.write_text("a model")
-        return model.model
-
-    monkeypatch.setitem(export_module.WRITERS, "onnx", broken)
-    done = call("export", run_folder, "--format=onnx", f"--out={tmp_path / 'net.onnx'}")
-    assert done.exit_code == 3
-    assert "another model (class equal on" in done.stderr
-    assert not list(tmp_path.glob("*net.onnx"))

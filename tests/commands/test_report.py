@@ -10,6 +10,7 @@ from training_commands import TINY
 
 from cifar10_accel.cli import main
 from cifar10_accel.commands.statistics import mcnemar
+from cifar10_accel.formatting import format_p_value
 from cifar10_accel.runs.predictions import Predictions
 
 
@@ -120,6 +121,31 @@ def test_runs_that_cannot_be_compared_are_a_one_line_error(run_folder: Path, tmp
         assert done.exit_code == code, done.output
         assert message in done.stderr
         assert code == 2 or done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.0, "< 1e-300"), (5e-324, "< 1e-300"), (1e-299, "1e-299"), (0.03141, "0.0314"), (1.0, "1")]
+)
+def test_a_p_value_is_never_0(p: float, text: str) -> None:
+    assert format_p_value(p) == text
+
+
+def test_models_that_differ_in_every_image_are_compared(run_folder: Path, tmp_path: Path) -> None:
+    """The p-value of 4,000 images that are all fixed is too small for a float, in the terminal and on the page."""
+    label = np.zeros(4000, dtype=np.int64)
+    folders = []
+    for name, predicted in (("a", 1), ("b", 0)):
+        folder = other_run(run_folder, target=tmp_path / name, setting=("seed: 0", "seed: 0"))
+        probabilities = np.eye(10, dtype=np.float32)[np.full(4000, predicted)]
+        Predictions(np.arange(4000), label, probabilities, np.ones(4000, dtype=np.float32)).save(
+            folder / "predictions.npz"
+        )
+        folders.append(folder)
+    assert mcnemar(4000, 0) == 0.0
+    done = compare(*folders, "--out", tmp_path / "page.html")
+    assert done.exit_code == 0, done.output
+    assert "McNemar's exact p < 1e-300" in done.stdout
+    assert "<dd>&lt; 1e-300<small>significant at 0.05" in (tmp_path / "page.html").read_text()
 
 
 def test_mcnemar_by_hand() -> None:

@@ -16,8 +16,10 @@ from torch import Tensor
 from cifar10_accel.data.augment.batched import NotLowerable, lower, normalize
 from cifar10_accel.data.augment.flip import AlternatingFlip
 from cifar10_accel.data.augment.pipeline import apply, image_key, image_keys, training_pipeline
-from cifar10_accel.data.constants import MEAN, STD
+from cifar10_accel.data.image_format import CIFAR10_IMAGES
 from cifar10_accel.settings import DataSettings
+
+MEAN, STD = CIFAR10_IMAGES.mean, CIFAR10_IMAGES.std
 
 NUM_IMAGES = 200
 RANDOM = np.random.default_rng(0)

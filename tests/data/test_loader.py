@@ -12,7 +12,8 @@ from waiting import Watch
 
 from cifar10_accel.data import loader
 from cifar10_accel.data.batch_plan import BatchPlan, epoch_order
-from cifar10_accel.data.datasets import Split
+from cifar10_accel.data.dataset import Dataset, Split
+from cifar10_accel.data.image_format import CIFAR10_IMAGES
 from cifar10_accel.data.loader import Batch, TrainingLoader
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.settings import Settings
@@ -66,11 +67,17 @@ def test_a_batch_that_cannot_be_shared_is_refused(changes: dict[str, int], messa
         plan(**changes)
 
 
+def dataset_of(split: Split) -> Dataset:
+    names = [f"class {number}" for number in range(10)]
+    return Dataset(name="synthetic", train=split, test=split, class_names=names, image_format=CIFAR10_IMAGES)
+
+
 def batches(
     split: Split, start_step: int, stop_step: int, a_plan: BatchPlan, *, device: str = "cpu", **settings: object
 ) -> Iterator[list[Batch]]:
     """Return the micro-batches of each step, in float32."""
-    loader = TrainingLoader(split, a_plan, Settings(**settings), device=torch.device(device), dtype=torch.float32)
+    dataset = dataset_of(split)
+    loader = TrainingLoader(dataset, a_plan, Settings(**settings), device=torch.device(device), dtype=torch.float32)
     return loader.batches(start_step, stop_step)
 
 
@@ -133,7 +140,7 @@ def test_augmenting_several_steps_at_once_changes_nothing(
 
 
 def test_the_training_dtype_is_that_of_the_batches(split: Split) -> None:
-    loader = TrainingLoader(split, plan(), Settings(), device=torch.device("cpu"), dtype=torch.bfloat16)
+    loader = TrainingLoader(dataset_of(split), plan(), Settings(), device=torch.device("cpu"), dtype=torch.bfloat16)
     ((batch,),) = loader.batches(0, 1)
     assert batch.images.dtype == torch.bfloat16
     assert torch.equal(batch.images, pixels(split, 0, plan())[0].to(torch.bfloat16))

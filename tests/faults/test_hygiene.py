@@ -136,5 +136,5 @@ def test_a_refused_run_releases_its_folder(tmp_path: Path, fault: OpenFault) -> 
         with pytest.raises(InputError, match="every checkpoint is damaged") as kept:
             fit(settings)
         damaged.rmdir()
-        assert fit(settings)["step"] == 1
+        assert fit(settings).summary["step"] == 1
         assert kept.value.exit_code == 3

@@ -14,7 +14,7 @@ from official_files import archive_of, use_small_files, write
 from PIL import Image
 from training_commands import REPOSITORY, TINY, flags, run_python
 
-from cifar10_accel.data import cifar10_files
+from cifar10_accel.data.cifar_files import CIFAR10_PICKLED
 from cifar10_accel.errors import InputError
 from cifar10_accel.runs import checkpoint
 from cifar10_accel.runs.predictions import Predictions
@@ -30,14 +30,16 @@ from pathlib import Path
 import pytest
 from official_files import use_small_files
 from cifar10_accel import cli
-from cifar10_accel.data import download
-from cifar10_accel.data import cifar10_files
+from cifar10_accel.data.cifar_files import CIFAR10_PICKLED
+from cifar10_accel.data.cifar_sources import OFFICIAL_SITE
 use_small_files(pytest.MonkeyPatch())
-archive = Path("data", download.ARCHIVE.name)
+site = OFFICIAL_SITE["cifar10"]
+archive = Path("data", site.files[0].name)
 if archive.exists():
-    download.ARCHIVE = replace(download.ARCHIVE, digest=hashlib.md5(archive.read_bytes()).hexdigest())
-for path in Path("data", cifar10_files.PICKLED.folder).glob("*"):
-    cifar10_files.PICKLED.digests[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
+    vouched = replace(site.files[0], digest=hashlib.md5(archive.read_bytes()).hexdigest())
+    OFFICIAL_SITE["cifar10"] = replace(site, files=(vouched,))
+for path in Path("data", CIFAR10_PICKLED.folder).glob("*"):
+    CIFAR10_PICKLED.digests[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
 cli.main(sys.argv[1:])
 """
 
@@ -133,9 +135,9 @@ def test_pickle_as_predictions(content: str, marker: Path, tmp_path: Path, fault
 def test_pickle_as_cifar_batch(
     is_vouched_for: bool, marker: Path, tmp_path: Path, fault: OpenFault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = use_small_files(monkeypatch)[cifar10_files.PICKLED.folder]
+    files = use_small_files(monkeypatch)[CIFAR10_PICKLED.folder]
     files["data_batch_2"] = pickle.dumps({b"labels": Touch(marker), b"data": None}, protocol=4)
-    write(tmp_path / "data" / cifar10_files.PICKLED.folder, files)
+    write(tmp_path / "data" / CIFAR10_PICKLED.folder, files)
     how = "with the right digest" if is_vouched_for else "with another digest"
     with fault(f"malicious pickle as CIFAR batch, {how}", expected=RUNS_NOTHING, code=3) as ended:
         if is_vouched_for:
@@ -171,7 +173,7 @@ def test_archive_member(
     member = tarfile.TarInfo(name.format(tmp_path=tmp_path))
     member.type, member.linkname = kind, "" if kind == tarfile.REGTYPE else "../../evil"
     member.size = 4 if kind == tarfile.REGTYPE else 0
-    files = use_small_files(monkeypatch)[cifar10_files.PICKLED.folder]
+    files = use_small_files(monkeypatch)[CIFAR10_PICKLED.folder]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cifar-10-python.tar.gz").write_bytes(archive_of(files, member))
     with fault(
@@ -187,7 +189,7 @@ def test_archive_member(
 @pytest.mark.long
 def test_archive_without_evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The archive of the tests above is taken when nothing is added to it."""
-    files = use_small_files(monkeypatch)[cifar10_files.PICKLED.folder]
+    files = use_small_files(monkeypatch)[CIFAR10_PICKLED.folder]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cifar-10-python.tar.gz").write_bytes(archive_of(files))
     done = run_vouched("data", "fetch", cwd=tmp_path)

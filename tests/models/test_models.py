@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.models.layers import Whitening
 from cifar10_accel.models.registry import ACTIVATIONS, BACKBONES, build_model, fit_whitening
 from cifar10_accel.models.summary import describe, layers_table, models_table
-from cifar10_accel.settings import ModelSettings
+from cifar10_accel.settings import ModelSettings, built_in_names
 
 WIDTH = 8  # enough for everything but the counts
 
@@ -37,7 +38,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def test_settings_name_every_model_and_activation() -> None:
     fields = ModelSettings.model_fields
-    assert set(fields["model"].annotation.__args__) == set(BACKBONES)  # type: ignore[union-attr]
+    assert set(built_in_names(fields["model"])) == set(BACKBONES)
     assert set(fields["activation"].annotation.__args__) == set(ACTIVATIONS)  # type: ignore[union-attr]
 
 
@@ -213,6 +214,59 @@ def test_receptive_field_is_that_of_the_longest_path() -> None:
             return far
 
     assert [row.receptive_field for row in describe(TwoPaths())] == [1, 5, 7]
+
+
+def test_functional_layers_count_and_any_image_will_do() -> None:
+    """A model of its own: grayscale, 20 pixels a side, with pools and a shortcut that are no modules."""
+
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.max_pool2d(self.first(x), 2)
+            logits: Tensor = self.head((x + F.relu(self.second(x))).mean(dim=(2, 3)))
+            return logits
+
+    rows = {row.name: row for row in describe(Functional(), size=20, channels=1)}
+    assert rows["first"].output_shape == (4, 18, 18)
+    assert rows["first"].flops == 2 * 4 * 18 * 18 * 9
+    assert [rows[name].receptive_field for name in ("first", "second", "head")] == [3, 8, 8 + 8 * 2]
+    assert rows["head"].flops == 2 * 4 * 7
+
+
+def test_every_parameter_of_a_foreign_model_is_counted_once() -> None:
+    """A parameter beside submodules, a layer used twice, and an attention whose projection is never called."""
+
+    class Foreign(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Parameter(torch.zeros(16, 8))
+            self.patches, self.shared = nn.Conv2d(3, 8, 8, stride=8), nn.Linear(8, 8)
+            self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.shared(self.shared(self.patches(x).flatten(2).mT + self.place))
+            logits: Tensor = self.head(self.attention(x, x, x)[0].mean(dim=1))
+            return logits
+
+    model = Foreign()
+    rows = describe(model)
+    assert sum(row.parameters for row in rows) == count(model)
+    assert [row.name for row in rows if row.name == "shared"] == ["shared"] * 2
+    assert rows[-1].name == "others"
+
+
+def test_tables_are_of_the_images_that_are_given() -> None:
+    large = ImageFormat(64, 1, (0.5,), (0.25,))
+    text = io.StringIO()
+    console = Console(file=text, width=80)
+    console.print(layers_table(ModelSettings(), num_classes=120, image_format=large))
+    console.print(models_table(ModelSettings(), num_classes=120, image_format=large))
+    assert "one 64x64 image" in text.getvalue()
+    assert "64x64x64" in text.getvalue()  # channels, rows and columns of the first layer
+    assert "61,440" in text.getvalue()  # 512 channels to 120 classes
 
 
 @pytest.mark.parametrize("name", ["resnet9", "resnet18", "depthwise_dilated", "airbench96"])

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from cifar10_accel.report import figures
+from cifar10_accel.report.charts import Mark
 from cifar10_accel.report.figures import (
     LrRangeCurves,
     draw_augmented,
@@ -39,8 +40,9 @@ def some_predictions(number: int) -> Predictions:
 
 
 def contains(picture: npt.NDArray[np.uint8], tile: npt.NDArray[np.uint8]) -> bool:
-    """Return True if the picture shows the tile, each of its pixels as a square of SCALE pixels."""
-    large = tile.repeat(figures.SCALE, axis=0).repeat(figures.SCALE, axis=1)
+    """Return True if the picture shows the tile, each of its pixels as a square of whole pixels."""
+    scale = figures.TILE // len(tile)
+    large = tile.repeat(scale, axis=0).repeat(scale, axis=1)
     rows, columns = np.nonzero((picture == large[0, 0]).all(axis=2))
     return any(
         np.array_equal(picture[y : y + large.shape[0], x : x + large.shape[1]], large)
@@ -54,6 +56,18 @@ def test_grid_shows_the_images_of_its_rows_and_no_other(tmp_path: Path) -> None:
     draw_grid(images, some_predictions(12), rows, NAMES, tmp_path / "grid.png", title="SYNTHETIC")
     picture = pixels(tmp_path / "grid.png")
     assert [row for row in range(12) if contains(picture, images[row])] == sorted(rows)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 3), (28, 1), (48, 1), (200, 3), (256, 1)])
+def test_images_of_any_size_have_about_the_same_size_on_the_page(size: int, channels: int, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, channels), dtype=np.uint8)
+    draw_grid(images, some_predictions(3), [0, 1, 2], NAMES, tmp_path / "grid.png", title="t")
+    picture = pixels(tmp_path / "grid.png")
+    assert 3 * 100 < picture.shape[1] < 8 * 240
+    if size <= 80:  # larger ones are scaled down
+        assert all(contains(picture, np.repeat(image, 4 - channels, axis=2)[..., :3]) for image in images)
+    row = images[None].repeat(2, axis=0)
+    draw_augmented(row, ["a", "b"], ["original", "epoch 0", "epoch 1"], tmp_path / "a.png", title="t")
 
 
 def test_grid_marks_correct_green_and_incorrect_red(tmp_path: Path) -> None:
@@ -94,11 +108,11 @@ def test_augmented_has_a_row_per_image_and_a_column_per_epoch(tmp_path: Path) ->
     draw_augmented(images, ["cat #0", "dog #1"], ["original", "epoch 0", "epoch 1"], path, title="CIFAR-10")
     picture = pixels(path)
     assert all(contains(picture, tile) for tile in images.reshape(-1, 32, 32, 3))
-    upper = picture[: -32 * figures.SCALE]
+    upper = picture[: -figures.TILE]
     assert [contains(upper, tile) for tile in images.reshape(-1, 32, 32, 3)] == [True] * 3 + [False] * 3
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 10, 30])
+@pytest.mark.parametrize("num_classes", [1, 2, 10, 30, 120])
 def test_confusion_of_any_counts(tmp_path: Path, num_classes: int) -> None:
     matrix = np.random.default_rng(0).integers(0, 50, (num_classes, num_classes))
     matrix[0] = 0  # a class without images
@@ -123,6 +137,22 @@ def test_curves_draw_the_metrics_of_the_rows(tmp_path: Path) -> None:
         draw_curves(rows, tmp_path / f"{number}.png", title="run on $CIFAR")
         sizes.add((tmp_path / f"{number}.png").read_bytes())
     assert len(sizes) == 3
+
+
+def test_curves_mark_a_change_of_the_image_size_and_leave_out_a_constant_rate(tmp_path: Path) -> None:
+    rows = [{"step": step, "epoch": step / 10, "train/loss": 1 / step, "lr": 0.1} for step in range(1, 30)]
+    pictures = {}
+    for name, rates, changes in (
+        ("constant", [0.1] * 29, []),
+        ("falling", list(np.linspace(1, 0, 29)), []),
+        ("marked", [0.1] * 29, [Mark(x=1.5, before="20 px", after="32 px")]),
+    ):
+        drawn = [row | {"lr": rate} for row, rate in zip(rows, rates, strict=True)]
+        draw_curves(drawn, tmp_path / f"{name}.png", title="t", changes=changes)
+        pictures[name] = pixels(tmp_path / f"{name}.png")
+    assert pictures["constant"].shape[0] < pictures["falling"].shape[0]
+    assert pictures["constant"].shape == pictures["marked"].shape
+    assert (pictures["constant"] != pictures["marked"]).any()
 
 
 @pytest.mark.parametrize("suggested", [0.1, None])

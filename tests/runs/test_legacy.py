@@ -15,7 +15,7 @@ import torch
 
 from cifar10_accel.commands.evaluate import evaluate
 from cifar10_accel.commands.report import report
-from cifar10_accel.errors import SettingsError
+from cifar10_accel.errors import InputError, SettingsError
 from cifar10_accel.models.classifier import Classifier
 from cifar10_accel.models.registry import build_model
 from cifar10_accel.runs import checkpoint, legacy
@@ -100,7 +100,7 @@ def test_the_weights_are_those_of_the_recorded_predictions(folder: Path) -> None
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copy_run(FINISHED, tmp_path)
     before = (folder / "metrics.jsonl").read_bytes()
-    summary = fit(Settings(**FINISHED_FLAGS, run_dir=folder))
+    summary = fit(Settings(**FINISHED_FLAGS, run_dir=folder)).summary
     assert "is finished: nothing to train" in capsys.readouterr().out
     assert summary == read_summary(folder)
     assert (folder / "metrics.jsonl").read_bytes() == before
@@ -108,7 +108,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_stopped_run_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copy_run(STOPPED, tmp_path)
-    summary = fit(Settings(**STOPPED_FLAGS, run_name=STOPPED))  # the tests run in tmp_path
+    summary = fit(Settings(**STOPPED_FLAGS, run_name=STOPPED)).summary  # the tests run in tmp_path
     assert "resuming from runs/speed94-stopped/checkpoints/step-000005" in capsys.readouterr().out
     assert summary["step"] == 12
     newest = checkpoint.newest(folder / "checkpoints")
@@ -132,8 +132,34 @@ def test_other_settings_are_still_refused(tmp_path: Path) -> None:
 def test_only_renamed_values_of_the_two_settings_are_translated(kept: str) -> None:
     values = {"model": "speednet_deep", "recipe": "original24", "run_name": "speednet", "width": 4, "run_dir": None}
     translated = {"model": "airbench96", "recipe": "resnet9_original"}
-    assert legacy.translate_settings(values) == values | translated
-    assert legacy.translate_settings({"model": kept}) == {"model": kept}
+    source = Path("settings.yaml")
+    assert legacy.translate_settings(values, source=source) == values | translated
+    assert legacy.translate_settings({"model": kept}, source=source) == {"model": kept}
+
+
+def test_augmentations_of_the_first_version_have_its_order() -> None:
+    values = {"augment": ["cutout", "crop"]}
+    assert legacy.translate_settings(values, source=Path("s"))["augment"] == ["crop", "cutout"]
+    now = values | {"settings_version": 2}
+    assert legacy.translate_settings(now, source=Path("s")) == values
+
+
+def test_neither_recipe_nor_environment_changes_what_a_run_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that its version did not have has the default, whatever the recipe of today says."""
+    folder = copy_run(STOPPED, tmp_path)
+    path = folder / "settings.yaml"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(("norm_gain:", "max_lr:"))]
+    path.write_text("\n".join([*lines, "recipe_of_mine: 3"]).replace("recipe: speed94", "recipe: resnet9_plus"))
+    monkeypatch.setenv("CIFAR10_ACCEL_MAX_LR", "0.7")
+    settings = RunFolder(folder).settings()
+    assert settings.norm_gain == 1.0
+    assert settings.max_lr == 0.4
+
+
+def test_a_settings_file_of_this_version_with_an_unknown_setting_is_named(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(Settings().to_yaml() + "mystery: 3\n")
+    with pytest.raises(InputError, match=r"settings.yaml: mystery: no such setting"):
+        RunFolder(tmp_path).settings()
 
 
 def test_keys_of_the_training_state_are_translated() -> None:

@@ -1,13 +1,21 @@
 """Predictions: the metrics computed from them, and their file."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest  # type: ignore[import-untyped]
 
 from cifar10_accel.errors import InputError
-from cifar10_accel.runs.predictions import Predictions, changes, most_confident_correct, worst_mistakes
+from cifar10_accel.runs.predictions import (
+    Predictions,
+    changes,
+    most_confident_correct,
+    wilson_interval,
+    worst_mistakes,
+)
 
 
 def predictions() -> Predictions:
@@ -73,6 +81,36 @@ def test_save_and_load(tmp_path: Path) -> None:
     with np.load(path, allow_pickle=False) as file:
         assert set(file) == {"index", "label", "prediction", "probabilities", "loss"}
         assert file["prediction"].tolist() == [0, 1, 2, 0, 2]
+
+
+def test_probabilities_with_tta_are_kept_and_older_files_are_read(tmp_path: Path) -> None:
+    made, path = predictions(), tmp_path / "predictions.npz"
+    assert made.num_correct_tta() is None
+    with_tta = replace(made, probabilities_tta=np.roll(made.probabilities, -1, axis=1))
+    with_tta.save(path)
+    loaded = Predictions.load(path)
+    assert loaded.probabilities_tta is not None
+    assert np.array_equal(loaded.probabilities_tta, np.roll(made.probabilities, -1, axis=1))
+    assert loaded.num_correct_tta() == 1  # row 2: class 2 becomes class 1
+    made.save(path)  # as versions before did
+    assert Predictions.load(path).probabilities_tta is None
+    replace(made, probabilities_tta=made.probabilities[:3]).save(path)
+    with pytest.raises(InputError, match="do not belong together"):
+        Predictions.load(path)
+
+
+@pytest.mark.parametrize(("correct", "num"), [(8, 10), (0, 10), (10, 10), (1, 1), (9132, 10_000), (599, 600)])
+def test_wilson_intervals_are_those_of_scipy(correct: int, num: int) -> None:
+    expected = binomtest(correct, num).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(correct, num) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_wilson_intervals_cover_the_true_accuracy() -> None:
+    random = np.random.default_rng(0)
+    for true, num in ((0.9, 200), (0.99, 500), (0.5, 50)):
+        counts = random.binomial(num, true, 4000)
+        covered = [low <= true <= high for low, high in (wilson_interval(int(count), num) for count in counts)]
+        assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
 
 
 def test_same_predictions_same_bytes(tmp_path: Path) -> None:

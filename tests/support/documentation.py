@@ -112,6 +112,10 @@ def copy_prerequisites(folder: Path, run: Path) -> None:
     for name in ("photo.jpg", "other.png", "photos/third.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (48, 40), "teal").save(folder / name)
+    for split, name, number in itertools.product(("train", "test"), ("cat", "dog"), range(10)):
+        path = folder / "pictures" / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((70, 64), 100).save(path)
 
 
 def run(variables: dict[str, str], words: Words) -> str:
@@ -168,10 +172,14 @@ def check_launch(words: Words) -> None:
 
 
 def _script(words: Words) -> None:
-    script = REPOSITORY / words[1]
-    subprocess.run(["bash", "-n", str(script)], check=True)
-    settings = [word for word in words[2:] if word.startswith("--")]
-    check_command(["cifar10-accel", "train", *(words[words.index(settings[0]) :] if settings else [])])
+    place = next(index for index, word in enumerate(words) if word.startswith("examples/"))
+    subprocess.run(["bash", "-n", str(REPOSITORY / words[place])], check=True)
+    arguments = words[place + 1 :]
+    if words[place] == "examples/sweep.sbatch":
+        _sweep(["cifar10-accel", "sweep", "run", *arguments])
+        return
+    settings = [word for word in arguments if word.startswith("--")]
+    check_command(["cifar10-accel", "train", *(arguments[arguments.index(settings[0]) :] if settings else [])])
 
 
 def _wandb(words: Words) -> None:
@@ -192,7 +200,7 @@ CANNOT_RUN: dict[str, tuple[str, Callable[[Words], None]]] = {
     "accelerate launch ": ("starts processes, or needs GPUs; test_distributed.py launches", check_launch),
     "torchrun ": ("starts processes; test_distributed.py does", check_launch),
     "bash examples/": ("needs several machines", _script),
-    "sbatch examples/": ("needs a cluster", _script),
+    "sbatch ": ("needs a cluster; tests/cluster/test_slurm.py has one", _script),
     "wandb ": ("needs an account; test_wandb_sweep.py has a fake server", _wandb),
     "cifar10-accel demo ": ("serves a page until Ctrl-C; test_demo.py has a browser", check_command),
     "cifar10-accel report --wandb ": ("needs an account; test_wandb_api.py has a fake server", check_command),
@@ -201,6 +209,7 @@ CANNOT_RUN: dict[str, tuple[str, Callable[[Words], None]]] = {
         check_command,
     ),
     "cifar10-accel sweep run sweeps/onecycle.yaml ": ("trains on the real data for hours", _sweep),
+    "cifar10-accel sweep report runs/sweeps/onecycle ": ("needs a database; tests/cluster has one", check_command),
     "cifar10-accel data fetch ": ("needs the network; test_download.py has a server", check_command),
     "cifar10-accel data verify ": ("needs the real data; test_cli.py has it", check_command),
     "cifar10-accel repeat ": ("starts several trainings; test_repeat.py", check_command),

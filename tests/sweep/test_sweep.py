@@ -178,9 +178,9 @@ def test_another_sweep_is_not_mixed_in(tmp_path: Path) -> None:
     Search(read_sweep(sweep_file(tmp_path / "s.yaml")), tmp_path / "sweep", storage=None)
     Search(read_sweep(sweep_file(tmp_path / "s.yaml", run_cap=99)), tmp_path / "sweep", storage=None)
     other = read_sweep(sweep_file(tmp_path / "s.yaml", {"max_lr": {"min": 0.1, "max": 0.2}}))
-    with pytest.raises(SettingsError, match="with other searched"):
+    with pytest.raises(SettingsError, match="differs in max_lr"):
         Search(other, tmp_path / "sweep", storage=None)
-    with pytest.raises(SettingsError, match="storage: cannot be opened"):
+    with pytest.raises(SettingsError, match="storage: cannot be read as a URL"):
         Search(other, tmp_path / "sweep", storage="nonsense")
 
 

@@ -30,7 +30,7 @@ from cifar10_accel.cli import main
 fit, train_step = train.fit, train.train_step
 def recorded_fit(settings):
     Path(f"rank{os.environ.get('RANK', '0')}-{os.environ['WANDB_RUN_ID']}.json").write_text(settings.model_dump_json())
-    return fit(settings)
+    return fit(settings).summary
 def slow_train_step(*args, **keyoutput):
     time.sleep(0.5 if Path("slow").exists() else 0)
     return train_step(*args, **keyoutput)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(torch.accelerator.is_available(), reason="bf16 o
 
 
 def train(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    return fit(Settings(**SMALL | {"run_dir": tmp_path / "run"} | changes))
+    return fit(Settings(**SMALL | {"run_dir": tmp_path / "run"} | changes)).summary
 
 
 @pytest.mark.parametrize("recipe", recipe_names())

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from training_commands import TINY
 
 from cifar10_accel.data import device_cache
-from cifar10_accel.data.datasets import Dataset, Split
+from cifar10_accel.data.dataset import Dataset, Split
 from cifar10_accel.recipes import recipe_names
 from cifar10_accel.settings import Settings
 from cifar10_accel.train import fit
@@ -117,4 +117,4 @@ def test_the_device_finds_synchronisations_and_mixed_devices() -> None:
 def _dataset() -> Dataset:
     images = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
     split = Split(images, np.arange(200) % 10)
-    return Dataset("synthetic", tuple("abcdefghij"), split, None, split)
+    return Dataset(name="synthetic", train=split, test=split, class_names=tuple("abcdefghij"))

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from training_commands import TINY, flags, run_python
 
 from cifar10_accel.data.batch_plan import epoch_order
-from cifar10_accel.data.datasets import Dataset, Split, load_dataset
+from cifar10_accel.data.dataset import Dataset, Split
+from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.errors import InputError
 from cifar10_accel.runs import checkpoint
 from cifar10_accel.runs.dynamics import UNSEEN, Dynamics

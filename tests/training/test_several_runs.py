@@ -25,7 +25,7 @@ SMALL = {
 def test_each_run_has_its_own_precision(tmp_path: Path) -> None:
     own = Accelerator(mixed_precision="no")
     losses = [
-        fit(Settings(**SMALL, precision=precision, run_dir=tmp_path / str(number)))["test/loss"]
+        fit(Settings(**SMALL, precision=precision, run_dir=tmp_path / str(number))).summary["test/loss"]
         for number, precision in enumerate(["no", "bf16", "no"])
     ]
     assert losses[0] == losses[2] != losses[1]

@@ -25,7 +25,7 @@ STEPS = 18  # 360 training images, batches of 60, 3 epochs
 
 def run(folder: Path, **changes: Any) -> dict[str, Any]:
     """A tiny run in `folder`; its summary."""
-    return fit(Settings(**(TINY | {"run_dir": folder} | changes)))
+    return fit(Settings(**(TINY | {"run_dir": folder} | changes))).summary
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -16,22 +16,22 @@ from cifar10_accel.data.augment.lowering import DrawTable, ImageSpec, Lowering, 
 from cifar10_accel.data.augment.lowering_geometry import GEOMETRY
 from cifar10_accel.data.augment.lowering_pixels import PIXELS, normalized
 from cifar10_accel.data.augment.pipeline import Pipeline
-from cifar10_accel.data.constants import IMAGE_SIZE, MEAN, STD
+from cifar10_accel.data.image_format import CIFAR10_IMAGES, ImageFormat
 
 __all__ = ["BatchedPipeline", "NotLowerable", "lower", "normalize"]
 
 LOWERINGS = GEOMETRY | PIXELS
 
 
-def lower(pipeline: Pipeline) -> "BatchedPipeline":
-    """Convert a pipeline to one for whole batches of 32x32 images.
+def lower(pipeline: Pipeline, image_format: ImageFormat = CIFAR10_IMAGES) -> "BatchedPipeline":
+    """Convert a pipeline to one for whole batches of images of one format.
 
     Raises:
         NotLowerable: A transform, or an option of it, has no batched form.
     """
     if type(pipeline).__name__ != "Compose" or pipeline.p < 1:
         raise NotLowerable(f"{type(pipeline).__name__} with p={pipeline.p:g}")
-    spec = ImageSpec(IMAGE_SIZE, IMAGE_SIZE, np.dtype(np.uint8))
+    spec = ImageSpec(image_format.size, image_format.size, image_format.channels, np.dtype(np.uint8))
     table = DrawTable()
     steps = []
     for node, transform in enumerate(pipeline.transforms, start=1):
@@ -58,12 +58,12 @@ class BatchedPipeline:
         """Augment a batch.
 
         Args:
-            images: (N, 3, 32, 32) uint8; copied first unless they are in channels_last memory format.
+            images: (N, C, H, W) uint8; copied first unless they are in channels_last memory format.
             keys: (N,) int64 from `pipeline.image_keys`, on the same device.
             dtype: Data type of the result.
 
         Returns:
-            (N, 3, H, W), channels_last.
+            (N, C, H', W'), channels_last.
         """
         canvas = Canvas(images.permute(0, 2, 3, 1).contiguous())
         draws = self.table.draw_all(keys)
@@ -72,10 +72,10 @@ class BatchedPipeline:
         return canvas.flush().permute(0, 3, 1, 2).to(dtype)
 
 
-def normalize(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Normalise images as in training, without augmentation: (N, 3, H, W) uint8 to `dtype`, channels_last."""
-    mean = np.array(MEAN, np.float32) * np.float32(255)
-    scale = np.reciprocal(np.array(STD, np.float32) * np.float32(255))
+def normalize(images: Tensor, dtype: torch.dtype, image_format: ImageFormat = CIFAR10_IMAGES) -> Tensor:
+    """Normalise images as in training, without augmentation: (N, C, H, W) uint8 to `dtype`, channels_last."""
+    mean = np.array(image_format.mean, np.float32) * np.float32(255)
+    scale = np.reciprocal(np.array(image_format.std, np.float32) * np.float32(255))
     pixels = images.permute(0, 2, 3, 1).contiguous()
     return normalized(pixels, mean=mean, scale=scale).permute(0, 3, 1, 2).to(dtype)
 

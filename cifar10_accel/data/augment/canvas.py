@@ -4,7 +4,7 @@ A `Canvas` stores, for each image and axis, the source row (column) of each row 
 shifts, borders and painted rectangles only change these indices; `flush` then moves all pixels by one gather. Painted
 pixels are gathered from a palette of colours appended to the source pixels. No operation waits for the device.
 
-Shapes: N images, H rows, W columns, L lines of one axis (H or W), 3 channels. A leading 1 in place of N means: the same
+Shapes: N images, H rows, W columns, L lines of one axis (H or W), C channels. A leading 1 in place of N means: the same
 for all images.
 """
 
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 ROWS, COLUMNS = 0, 1
-Colour = tuple[float, float, float]  # in the value range of the image
+Colour = tuple[float, ...]  # of each channel, in the value range of the image
 
 
 class Canvas:
-    """N images and their pending changes. images: (N, H, W, 3), contiguous."""
+    """N images and their pending changes. images: (N, H, W, C), contiguous."""
 
     def __init__(self, images: Tensor) -> None:
         self.replace(images)
 
     def replace(self, images: Tensor) -> None:
-        """Replace the images and discard all pending changes. images: (N, H, W, 3), contiguous."""
+        """Replace the images and discard all pending changes. images: (N, H, W, C), contiguous."""
         self._pixels = images
         self._lines = [self.count(images.shape[1]), self.count(images.shape[2])]  # source line of each line, (1|N, L)
         self._painted: list[tuple[Tensor, Tensor]] = []  # of each rectangle: rows (1|N, H) and columns (1|N, W)
@@ -72,10 +72,10 @@ class Canvas:
         self._painted.append((rows.int() * number, -columns.int()))
 
     def flush(self) -> Tensor:
-        """Apply the pending changes and return the images: (N, H, W, 3), contiguous."""
+        """Apply the pending changes and return the images: (N, H, W, C), contiguous."""
         if self._pending:
             index = self._index()
-            source = self._pixels.flatten(0, 2)  # (N*H*W, 3)
+            source = self._pixels.flatten(0, 2)  # (N*H*W, C)
             if self._palette:
                 colours = on_device(tuple(itertools.chain(*self._palette)), source.dtype, source.device)
                 source = torch.cat([source, colours.view(-1, source.shape[1])])
@@ -106,9 +106,8 @@ def _count(length: int, device: torch.device) -> Tensor:
 
 
 def colour_of(pixel: npt.NDArray[Any]) -> Colour:
-    """Return a pixel (3,) as a colour."""
-    red, green, blue = pixel.tolist()
-    return red, green, blue
+    """Return a pixel (C,) as a colour."""
+    return tuple(pixel.tolist())
 
 
 def _pick(lines: Tensor, position: Tensor) -> Tensor:

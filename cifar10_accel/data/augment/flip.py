@@ -5,6 +5,7 @@ from typing import cast
 import albumentations as A
 
 from cifar10_accel.data.augment.counted_random import CountedRandom
+from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.settings import DataSettings
 
 
@@ -21,6 +22,6 @@ class AlternatingFlip(A.HorizontalFlip):  # type: ignore[misc]
         return bool(cast(CountedRandom, self.py_random).stream.key & 1)
 
 
-def transforms(settings: DataSettings) -> list[A.BasicTransform]:
+def transforms(settings: DataSettings, image_format: ImageFormat) -> list[A.BasicTransform]:
     """Return the flip of `flip_mode`: random, or in every other epoch."""
     return [AlternatingFlip() if settings.flip_mode == "alternating" else A.HorizontalFlip(p=0.5)]

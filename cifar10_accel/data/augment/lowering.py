@@ -37,10 +37,11 @@ class NotLowerable(Exception):
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Size and dtype of the images between two transforms of a pipeline."""
+    """Shape and dtype of the images between two transforms of a pipeline."""
 
     height: int
     width: int
+    channels: int
     dtype: np.dtype[Any]
 
     def length(self, axis: int) -> int:
@@ -113,7 +114,8 @@ def reject_two_sizes(transform: Any, before: ImageSpec, after: ImageSpec) -> Non
 
 def fixed_params(transform: Any, spec: ImageSpec) -> dict[str, Any]:
     """Return the parameters that the transform itself computes for images of this size."""
-    return cast(dict[str, Any], transform.get_params_dependent_on_data({"shape": (spec.height, spec.width, 3)}, {}))
+    shape = (spec.height, spec.width, spec.channels)
+    return cast(dict[str, Any], transform.get_params_dependent_on_data({"shape": shape}, {}))
 
 
 def choice(transform: Any, table: DrawTable) -> Choice:

@@ -28,9 +28,9 @@ from cifar10_accel.data.augment.lowering import (
 
 def _border_colour(transform: Any, spec: ImageSpec) -> Colour:
     """Return the fill colour of a constant border, rounded as by OpenCV."""
-    fill = [transform.fill] * 3 if isinstance(transform.fill, float) else transform.fill
-    dot = np.zeros((1, 1, 3), spec.dtype)
-    return colour_of(cv2.copyMakeBorder(dot, 1, 0, 0, 0, cv2.BORDER_CONSTANT, value=fill)[0, 0])
+    fill = [transform.fill] * spec.channels if isinstance(transform.fill, int | float) else transform.fill
+    dot = np.zeros((1, 1, spec.channels), spec.dtype)
+    return colour_of(np.atleast_1d(cv2.copyMakeBorder(dot, 1, 0, 0, 0, cv2.BORDER_CONSTANT, value=fill)[0, 0]))
 
 
 def _pad(transform: Any, spec: ImageSpec, table: DrawTable) -> tuple[Step, ImageSpec]:

@@ -30,7 +30,7 @@ RGB_TO_GRAY = (9798, 19235, 3735)  # OpenCV's weights, in 1 / 2**15
 def _coarse_dropout(transform: Any, spec: ImageSpec, table: DrawTable) -> tuple[Step, ImageSpec]:
     if isinstance(transform.fill, str):
         reject(transform, f"fill={transform.fill!r}")
-    dot = np.zeros((1, 1, 3), spec.dtype)
+    dot = np.zeros((1, 1, spec.channels), spec.dtype)
     colour = colour_of(transform.apply(dot, holes=np.array([[0, 0, 1, 1]]), seed=0)[0, 0])
     choose = choice(transform, table)
     fewest, most = transform.num_holes_range
@@ -91,8 +91,8 @@ def _brightness_contrast(transform: Any, spec: ImageSpec, table: DrawTable) -> t
 def _gray(transform: Any, spec: ImageSpec, table: DrawTable) -> tuple[Step, ImageSpec]:
     if spec.dtype != np.uint8:
         reject(transform, "after Normalize")
-    if transform.method != "weighted_average" or transform.num_output_channels != 3:
-        reject(transform, "other than method='weighted_average' to 3 channels")
+    if transform.method != "weighted_average" or (spec.channels, transform.num_output_channels) != (3, 3):
+        reject(transform, "other than method='weighted_average' from 3 to 3 channels")
     choose = choice(transform, table)
 
     def step(canvas: Canvas, draws: Draws) -> None:
@@ -108,18 +108,18 @@ def normalized(pixels: Tensor, *, mean: npt.NDArray[np.float32], scale: npt.NDAr
     """Return (pixels - mean) * scale per channel.
 
     Args:
-        pixels: (N, H, W, 3) uint8.
-        mean: (3,) or ().
-        scale: (3,) or ().
+        pixels: (N, H, W, C) uint8.
+        mean: (C,) or ().
+        scale: (C,) or ().
 
     Returns:
-        (N, H, W, 3) float32.
+        (N, H, W, C) float32.
     """
-    lines = pixels.flatten(2)  # (N, H, W*3): operations on long rows are several times faster than on rows of 3
-    width = pixels.shape[2]
+    lines = pixels.flatten(2)  # (N, H, W*C): operations on long rows are several times faster than on rows of C
+    width, num_channels = pixels.shape[2:]
 
     def along_a_line(values: npt.NDArray[np.float32]) -> Tensor:
-        channels = np.broadcast_to(values, 3).tolist()
+        channels = np.broadcast_to(values, num_channels).tolist()
         return on_device(tuple(channels * width), torch.float32, pixels.device)
 
     return lines.float().sub_(along_a_line(mean)).mul_(along_a_line(scale)).view(pixels.shape)

@@ -14,32 +14,66 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cifar10_accel.components import call_component, is_import_path, load_component
 from cifar10_accel.data.augment import crop, cutout, flip
 from cifar10_accel.data.augment.counted_random import CountedGenerator, CountedRandom, Stream
-from cifar10_accel.data.constants import MEAN, STD
+from cifar10_accel.data.image_format import CIFAR10_IMAGES, ImageFormat
+from cifar10_accel.errors import InputError
 from cifar10_accel.randomness import keys_for, seed_for
 from cifar10_accel.settings import DataSettings
 
 Pipeline = A.Compose  # for annotations in modules that do not import Albumentations
 
-# The names of `settings.augment`, in the order in which they are applied.
-AUGMENTATIONS: dict[str, Callable[[DataSettings], list[A.BasicTransform]]] = {
+# The built-in names of `settings.augment`.
+AUGMENTATIONS: dict[str, Callable[[DataSettings, ImageFormat], list[A.BasicTransform]]] = {
     "crop": crop.transforms,
     "flip": flip.transforms,
     "cutout": cutout.transforms,
 }
 
 
-def training_pipeline(settings: DataSettings) -> A.Compose:
-    """Return the transforms of `settings.augment`, in the order of `AUGMENTATIONS`, then normalisation.
+def training_pipeline(
+    settings: DataSettings, image_format: ImageFormat = CIFAR10_IMAGES, *, num_classes: int = 10
+) -> A.Compose:
+    """Return the transforms of `settings.augment` in their order, then normalisation.
 
-    The pipeline turns (32, 32, 3) uint8 into (3, 32, 32) float32.
+    The pipeline turns (H, W, C) uint8 into (C, H, W) float32.
+
+    Raises:
+        SettingsError: There is no such augmentation, or it needs other arguments.
+        InputError: An augmentation raises, or does not return Albumentations transforms.
     """
     transforms: list[A.BasicTransform] = []
-    for name, augmentation in AUGMENTATIONS.items():
-        if name in settings.augment:
-            transforms += augmentation(settings)
-    return A.Compose([*transforms, A.Normalize(MEAN, STD), A.ToTensorV2()])
+    for name in settings.augment:
+        if is_import_path(name):
+            transforms += _imported_transforms(name, settings, image_format, num_classes=num_classes)
+        else:
+            transforms += AUGMENTATIONS[name](settings, image_format)
+    return A.Compose([*transforms, A.Normalize(image_format.mean, image_format.std), A.ToTensorV2()])
+
+
+def _imported_transforms(
+    path: str, settings: DataSettings, image_format: ImageFormat, *, num_classes: int
+) -> list[A.BasicTransform]:
+    """Return the transforms that an import path stands for: a list of them, or a function that returns one."""
+    found = load_component(path, setting="augment")
+    if callable(found) and not isinstance(found, A.BasicTransform | A.BaseCompose):
+        known = {
+            "settings": settings,
+            "seed": getattr(settings, "seed", 0),
+            "num_classes": num_classes,
+            "in_channels": image_format.channels,
+            "image_size": image_format.size,
+        }
+        found = call_component(found, known, path=path, setting="augment")
+    transforms = list(found) if isinstance(found, list | tuple) else [found]
+    for transform in transforms:
+        if not isinstance(transform, A.BasicTransform | A.BaseCompose):
+            raise InputError(
+                f"augment: {path} gave a {type(transform).__name__}; it must be, or return, a list of "
+                "Albumentations transforms"
+            )
+    return transforms
 
 
 def image_key(seed: int, epoch: int, index: int) -> int:
@@ -59,11 +93,11 @@ def apply(pipeline: A.Compose, image: npt.NDArray[np.uint8], *, key: int) -> Ten
 
     Args:
         pipeline: The transforms.
-        image: (32, 32, 3) uint8.
+        image: (H, W, C) uint8.
         key: From `image_key`.
 
     Returns:
-        (3, H, W) float32; 32x32 unless the pipeline changes the size.
+        (C, H, W) float32; of the same size unless the pipeline changes it.
     """
     for number, node in enumerate(_nodes(pipeline)):
         stream = _stream_of(node, number)
@@ -81,7 +115,7 @@ class AugmentedImages(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
     epoch.
 
     Args:
-        images: (N, 32, 32, 3) uint8.
+        images: (N, H, W, C) uint8.
         labels: (N,) integers.
         pipeline: The transforms.
         seed: Seed of the run.
@@ -99,7 +133,7 @@ class AugmentedImages(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
         return len(self.images)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor, int, int]:
-        """Return the augmented image (3, 32, 32) float32, its label and its index."""
+        """Return the augmented image (C, H, W) float32, its label and its index."""
         epoch, index = epoch_and_index
         image = apply(self.pipeline, self.images[index], key=image_key(self.seed, epoch, index))
         return image, int(self.labels[index]), index

@@ -53,15 +53,52 @@ for (const button of all("[data-copy]")) {
   });
 }
 
+// The link of the section that is read is marked, and kept in sight where the navigation is wider than the screen.
+const links = new Map(all("nav a").map((link) => [link.hash.slice(1), link]));
+const inSight = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    links.forEach((link, id) => (id === target.id ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
+    const link = links.get(target.id), list = link.closest("ul");
+    list.scrollLeft = link.offsetLeft - list.clientWidth / 2;
+  }
+}, { rootMargin: "-20% 0px -75% 0px" });
+all("main section").filter((section) => links.has(section.id)).forEach((section) => inSight.observe(section));
+
+// Long lists: a page of images at a time. Long tables: searched by any text in their rows.
+const PAGE = matchMedia("(max-width: 620px)").matches ? 6 : 49; // full rows
+for (const list of all("ul[data-page]")) {
+  const items = [...list.children], more = document.createElement("button");
+  let shown = PAGE;
+  const show = () => {
+    items.forEach((item, k) => { item.hidden = k >= shown; });
+    more.hidden = shown >= items.length;
+  };
+  more.type = "button";
+  more.className = "more";
+  more.textContent = "Show more";
+  more.addEventListener("click", () => { shown += PAGE; show(); });
+  list.after(more);
+  show();
+}
+for (const field of all("[data-search]")) {
+  field.addEventListener("input", () => {
+    const text = field.value.trim().toLowerCase();
+    all("tr:not(thead tr)", field.parentElement).forEach((row) => { row.hidden = !row.textContent.toLowerCase().includes(text); });
+  });
+}
+
 // Mistakes: sorted and filtered in place, a page of images at a time.
 const atlas = document.getElementById("mistakes");
 if (atlas) {
-  const PAGE = 48, items = all("li.image", atlas), more = document.getElementById("more");
+  const items = all("li.image", atlas), more = document.getElementById("more");
+  const names = all("#class-names option").map((option) => option.value.toLowerCase()); // with many classes
   const picked = (name) => document.getElementById(name).value;
+  const fitsClass = (wanted, index) => !wanted || index === wanted || (names[index] ?? "").includes(wanted.toLowerCase());
   let shown = PAGE;
   const arrange = () => {
     const [key, sign] = picked("sort").split(":"), label = picked("true"), prediction = picked("predicted");
-    const fits = (item) => (!label || item.dataset.true === label) && (!prediction || item.dataset.predicted === prediction);
+    const fits = (item) => fitsClass(label, item.dataset.true) && fitsClass(prediction, item.dataset.predicted);
     items.sort((a, b) => compare(a.dataset[key], b.dataset[key], Number(sign)) || compare(a.dataset.loss, b.dataset.loss, -1));
     const fitting = items.filter(fits);
     items.forEach((item) => { item.hidden = true; });
@@ -71,7 +108,7 @@ if (atlas) {
     more.hidden = shown >= fitting.length;
   };
   for (const name of ["sort", "true", "predicted"]) {
-    document.getElementById(name).addEventListener("change", () => { shown = PAGE; arrange(); });
+    document.getElementById(name).addEventListener("input", () => { shown = PAGE; arrange(); });
   }
   more.addEventListener("click", () => { shown += PAGE; arrange(); });
   arrange();

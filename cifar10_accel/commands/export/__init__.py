@@ -1,0 +1,1 @@
+"""The command `export` (`command.py`), and a writer for each format."""

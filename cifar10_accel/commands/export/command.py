@@ -1,0 +1,128 @@
+"""Export a trained run to other formats. Each file is compared with the original model before it is kept."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cifar10_accel.commands.export import files, hub
+from cifar10_accel.commands.export.files import Function
+from cifar10_accel.errors import InputError, SettingsError, UserError
+from cifar10_accel.files import use_default_permissions
+from cifar10_accel.models.classifier import Classifier
+from cifar10_accel.runs.run_folder import RunFolder, locate_checkpoint
+from cifar10_accel.runs.saved_run import SavedRun
+
+Format = Literal["safetensors", "onnx", "torch-export", "hub"]
+Pixels = npt.NDArray[np.uint8]
+
+BATCH = 500  # images at a time when an exported model is checked
+TOLERANCE = 1e-4  # on each probability
+NUM_RANDOM_IMAGES = 256
+WRITERS: dict[Format, Callable[[Classifier, RunFolder, Path], Function]] = {
+    "safetensors": lambda model, run, path: files.write_safetensors(model, path),
+    "onnx": lambda model, run, path: files.write_onnx(model, path),
+    "torch-export": lambda model, run, path: files.write_torch_export(model, path),
+    "hub": hub.write_hub,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The comparison of an exported model with the original."""
+
+    num_images: int
+    num_equal: int  # with the same most probable class
+    largest_difference: float  # of any probability
+    kind: str = "test"  # of the images
+    why_not_test: str = ""  # why they are not the test images
+
+    @property
+    def holds(self) -> bool:
+        """True if at most one class in 10,000 differs, and no probability by more than 1e-4."""
+        return (self.num_images - self.num_equal) * 10_000 <= self.num_images and self.largest_difference <= TOLERANCE
+
+    def __str__(self) -> str:
+        return (
+            f"class equal on {self.num_equal:,} of {self.num_images:,} {self.kind} images, "
+            f"largest difference of a probability {self.largest_difference:.1e}"
+        )
+
+
+def export(source: Path, target: Path, *, form: Format, data_dir: Path | None = None) -> Parity:
+    """Write a trained model to `target`, unless its predictions differ from those of the original.
+
+    In every format the input is floats in 0..1, (N, C, H, W) for any N, and the output logits (N, K): the normalisation
+    is part of the model. Nothing is downloaded: where the data set is not, random images are compared.
+
+    Args:
+        source: A run folder (its newest checkpoint is exported) or a checkpoint in one.
+        target: File to write; a folder for the format "hub".
+        form: The format.
+        data_dir: Folder of the data set; None: by the environment, else where the run had it.
+
+    Returns:
+        The comparison with the original model.
+
+    Raises:
+        InputError: `source` has no checkpoint, the exported model differs, or the run's data set is not in `data_dir`.
+        SettingsError: `target` exists or cannot be written, or a package is missing.
+    """
+    if target.exists():
+        raise SettingsError(f"out: {target} exists already; give another --out or remove it")
+    model, run = Classifier.from_run(source), locate_checkpoint(source)[0]
+    images, why_not_test = _images(model, run, data_dir=data_dir)
+    temporary = target.with_name(f"unchecked-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        parity = compare(model, WRITERS[form](model, run, temporary), images, why_not_test=why_not_test)
+        if not parity.holds:
+            raise InputError(
+                f"{source}: the {form} file is another model ({parity}) and was not kept; try another format"
+            )
+        for path in (temporary, *temporary.rglob("*")):
+            if path.is_file():
+                use_default_permissions(path)
+        temporary.rename(target)
+    except ImportError as error:
+        raise SettingsError(f"format: {form} needs {error.name}; pip install 'cifar10-accel[onnx]'") from None
+    except OSError as error:
+        raise SettingsError(f"out: {target} cannot be written ({error.strerror}); give another --out") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+    return parity
+
+
+@torch.inference_mode()
+def compare(model: Classifier, exported: Function, images: Pixels, *, why_not_test: str = "") -> Parity:
+    """Compare classes and probabilities of both models on images (N, H, W, C), uint8."""
+    num_equal, largest = 0, 0.0
+    for start in range(0, len(images), BATCH):
+        pixels = torch.from_numpy(images[start : start + BATCH])
+        ours, theirs = model.probabilities(pixels), exported(pixels.permute(0, 3, 1, 2) / 255).softmax(dim=1)
+        num_equal += int((ours.argmax(dim=1) == theirs.argmax(dim=1)).sum())
+        largest = max(largest, float((ours - theirs).abs().max()))
+    return Parity(
+        num_images=len(images),
+        num_equal=num_equal,
+        largest_difference=largest,
+        kind="random" if why_not_test else "test",
+        why_not_test=why_not_test,
+    )
+
+
+def _images(model: Classifier, run: RunFolder, *, data_dir: Path | None) -> tuple[Pixels, str]:
+    """Return the test images of a run or, without its data set, random ones and the reason."""
+    try:
+        return SavedRun.load(run.path, data_dir=data_dir).dataset().test.images, ""
+    except UserError as error:
+        if data_dir is not None:  # asked for
+            raise
+        side, channels = model.image_format.size, model.image_format.channels
+        shape = (NUM_RANDOM_IMAGES, side, side, channels)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), str(error)

@@ -1,0 +1,92 @@
+"""Export into a folder for the Hugging Face Hub, which this package and transformers load."""
+
+import io
+import json
+import shutil
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Template
+
+from cifar10_accel.commands.export.files import Function
+from cifar10_accel.commands.export.metadata import metadata
+from cifar10_accel.components import is_import_path
+from cifar10_accel.files import write_text
+from cifar10_accel.formatting import dataset_title
+from cifar10_accel.models.classifier import Classifier
+from cifar10_accel.runs.reproduce import reproduction
+from cifar10_accel.runs.run_folder import RunFolder
+
+HERE = Path(__file__).parent
+TEMPLATE_OPTIONS: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+MODELING = "modeling_cifar10_accel"
+AUTO_MAP = {
+    "AutoConfig": f"{MODELING}.Cifar10AccelConfig",
+    "AutoModelForImageClassification": f"{MODELING}.Cifar10AccelForImageClassification",
+}
+# Of a run's data set: its name on the Hub.
+ON_THE_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
+
+
+def write_hub(model: Classifier, run: RunFolder, folder: Path) -> Function:
+    """Write weights, config, the code that transformers loads them with, and a model card."""
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    write_text(folder / "config.json", json.dumps(config | _for_transformers(model), indent=2) + "\n")
+    shutil.copyfile(HERE / f"{MODELING}.py", folder / f"{MODELING}.py")
+    if model.image_format.channels == 3:  # transformers opens every image as RGB
+        write_text(folder / "preprocessor_config.json", json.dumps(_preprocessing(model), indent=2) + "\n")
+    write_text(folder / "README.md", model_card(model, run))
+    with redirect_stdout(io.StringIO()):  # it prints the path
+        return Classifier.from_pretrained(folder).eval()
+
+
+def model_card(model: Classifier, run: RunFolder) -> str:
+    """Return the README.md of the folder: results, how to use the model, and the command that trains it again."""
+    settings, environment = run.settings(), run.read_json("environment.json")
+    template = Template((HERE / "model_card.md.j2").read_text(encoding="utf-8"), **TEMPLATE_OPTIONS)
+    card: str = template.render(
+        summary=run.read_json("summary.json"),
+        settings=settings,
+        environment=environment,
+        class_names=model.class_names,
+        images=model.image_format,
+        trained_on=_trained_on(settings.dataset),
+        hub_dataset=ON_THE_HUB.get(settings.dataset),
+        has_built_in_model=not is_import_path(settings.model),
+        reproduction=reproduction(settings, environment),
+    )
+    return card
+
+
+def _trained_on(dataset: str) -> str:
+    """Return what a person reads after `trained on`; only the real data set is called by its name."""
+    if dataset == "folder":
+        return "the author's own images"
+    return f"the author's data set {dataset}" if is_import_path(dataset) else dataset_title(dataset)
+
+
+def _for_transformers(model: Classifier) -> dict[str, Any]:
+    names = dict(enumerate(model.class_names))
+    return {
+        "model_type": "cifar10-accel",
+        "architectures": [AUTO_MAP["AutoModelForImageClassification"].partition(".")[2]],
+        "auto_map": AUTO_MAP,
+        "id2label": {str(number): name for number, name in names.items()},
+        "label2id": {name: number for number, name in names.items()},
+        "metadata": metadata(model),
+    }
+
+
+def _preprocessing(model: Classifier) -> dict[str, Any]:
+    side = model.image_format.size
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 1,  # Lanczos
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": False,  # it is part of the model
+    }

@@ -1,0 +1,99 @@
+"""Conversion of data sets of other libraries into arrays: torchvision-style and Hugging Face `datasets`."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+from cifar10_accel.data.dataset import Dataset, Part
+from cifar10_accel.errors import InputError
+
+IMAGE_COLUMNS = ("image", "img", "pixels")
+LABEL_COLUMNS = ("label", "fine_label", "labels")
+
+logger = logging.getLogger(__name__)
+
+
+def to_dataset(found: Any, *, name: str) -> Dataset:
+    """Return what a function of the user returned as a `Dataset`.
+
+    Args:
+        found: A `Dataset`; a pair (train, test), or a mapping with these keys and perhaps `val` or `validation`, of
+            torchvision-style data sets (`len`, and items of an image and a label) or splits of Hugging Face `datasets`.
+            Images are PIL images or (H, W, C) uint8 arrays; they are read once, into memory.
+        name: Name of the data set.
+
+    Raises:
+        InputError: It is none of these, or an item is not an image with a label.
+    """
+    if isinstance(found, Dataset):
+        return found
+    if isinstance(found, Mapping):
+        parts = {"train": found.get("train"), "test": found.get("test")}
+        val = found.get("val", found.get("validation"))
+    elif isinstance(found, tuple | list) and len(found) == 2:
+        parts, val = {"train": found[0], "test": found[1]}, None
+    else:
+        parts, val = {}, None
+    if any(part is None for part in parts.values()) or not parts:
+        raise InputError(
+            f"dataset: {name} gave a {type(found).__name__}; expected a Dataset, or a training and a test set"
+        )
+    return Dataset(
+        name=name,
+        train=_read(parts["train"], f"{name}, train"),
+        test=_read(parts["test"], f"{name}, test"),
+        val=None if val is None else _read(val, f"{name}, val"),
+        class_names=_class_names(parts["train"]),
+    )
+
+
+def _read(part: Any, where: str) -> Part:
+    """Read every item of a data set into arrays; pairs of arrays are returned as they are."""
+    if isinstance(part, tuple | list) and len(part) == 2 and hasattr(part[0], "dtype"):
+        return part[0], part[1]
+    if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
+        raise InputError(f"dataset {where}: a {type(part).__name__} has no length or items; give a map-style data set")
+    images, labels = [], []
+    console = Console(stderr=True, markup=False)
+    for index in track(range(len(part)), escape(f"reading {where}"), console=console, transient=True):
+        image, label = _image_and_label(part[index], where)
+        images.append(image)
+        labels.append(label)
+    shapes = sorted({image.shape for image in images})
+    if len(shapes) > 1:
+        raise InputError(f"dataset {where}: images have several shapes ({shapes[0]}, {shapes[-1]}); resize them to one")
+    return np.stack(images), np.array(labels)
+
+
+def _image_and_label(item: Any, where: str) -> tuple[npt.NDArray[Any], int]:
+    if isinstance(item, Mapping):  # of Hugging Face datasets
+        image = next((item[name] for name in IMAGE_COLUMNS if name in item), None)
+        label = next((item[name] for name in LABEL_COLUMNS if name in item), None)
+        if image is None or label is None:
+            raise InputError(
+                f"dataset {where}: items have {', '.join(map(str, item))}; expected an image "
+                f"({', '.join(IMAGE_COLUMNS)}) and a label ({', '.join(LABEL_COLUMNS)})"
+            )
+    else:
+        image, label = item
+    if hasattr(image, "convert") and image.mode not in ("L", "RGB"):  # PIL: palettes, alpha, CMYK
+        image = image.convert("RGB")
+    return np.asarray(image), int(label)
+
+
+def _class_names(train: Any) -> list[str] | None:
+    """Return the class names that torchvision (`classes`) or Hugging Face data sets (`features`) know."""
+    if isinstance(getattr(train, "classes", None), list | tuple):
+        return [str(name) for name in train.classes]
+    features = getattr(train, "features", None)
+    if isinstance(features, Mapping):
+        for column in LABEL_COLUMNS:
+            if hasattr(features.get(column), "names"):
+                return list(features[column].names)
+    return None

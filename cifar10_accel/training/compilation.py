@@ -1,0 +1,32 @@
+"""A test of torch.compile: it needs tools of the machine that PyTorch does not bring."""
+
+import torch
+from torch import Tensor
+
+from cifar10_accel.errors import MachineError
+
+
+def require_compiler(device: torch.device) -> None:
+    """Compile and run a small function on the device, as the model's compilation would only do in the first step.
+
+    Raises:
+        MachineError: It fails, most often because there is no C++ compiler (on a GPU: no C compiler or Triton).
+    """
+
+    def scale(values: Tensor) -> Tensor:
+        return 2 * values + 1
+
+    try:
+        torch.compile(scale)(torch.ones(8, device=device))
+    except Exception as error:  # of the compiler, the linker, the loader of libraries, or Triton
+        raise MachineError(
+            f"compile: torch.compile does not work on this machine ({_reason(error)}); install what is missing "
+            "(a C++ compiler such as g++ and Python's headers; for a GPU also Triton), or give --no-compile"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of the message that says something, without the advice to PyTorch's developers."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("backend=", "Set TORCH"))]
+    return telling[0][:200] if telling else type(error).__name__

@@ -1,0 +1,40 @@
+"""What a training changes in its process, put back afterwards: a notebook goes on with what it had."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate.state import AcceleratorState
+
+
+@contextmanager
+def restored_process_state() -> Iterator[None]:
+    """Context after which threads, deterministic mode, denormals, random numbers and Accelerate's state are as before.
+
+    Signal handlers are put back by the contexts that set them.
+    """
+    accelerate_state = AcceleratorState._shared_state
+    num_threads = torch.get_num_threads()
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmarks_kernels = torch.backends.cudnn.benchmark
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    flushes_denormals = _flushes_denormals()
+    random_state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        AcceleratorState._shared_state = accelerate_state
+        torch.set_num_threads(num_threads)
+        torch.use_deterministic_algorithms(is_deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmarks_kernels
+        if workspace is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+        torch.set_flush_denormal(flushes_denormals)
+        torch.set_rng_state(random_state)
+
+
+def _flushes_denormals() -> bool:
+    """Return whether this thread computes with denormal numbers as zero, which torch can only set."""
+    return float(torch.tensor([1e-40]) * 1) == 0

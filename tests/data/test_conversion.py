@@ -1,0 +1,109 @@
+"""Data sets of other libraries, and arrays of the user: what is accepted, and what is refused in one line."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar10_accel.data.conversion import to_dataset
+from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.errors import InputError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+LABELS = np.arange(12) % 3
+
+
+class TorchvisionStyle:
+    """Length, items of (PIL image, int) and class names, as torchvision's data sets have."""
+
+    classes = ("ant", "bee", "cat")
+
+    def __init__(self, images: np.ndarray[Any, Any] = IMAGES) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.images[index]), int(LABELS[index])
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        (TorchvisionStyle(), TorchvisionStyle()),
+        {"train": TorchvisionStyle(), "test": TorchvisionStyle(), "validation": TorchvisionStyle()},
+        {"train": (IMAGES, LABELS), "test": (IMAGES, LABELS)},
+        ((IMAGES, LABELS), (IMAGES, LABELS)),
+    ],
+)
+def test_pairs_and_mappings_are_read(found: Any) -> None:
+    dataset = to_dataset(found, name="own.data:load")
+    assert np.array_equal(dataset.train.images, IMAGES)
+    assert np.array_equal(dataset.test.labels, LABELS)
+    assert (dataset.val is not None) is ("validation" in found)
+    assert len(dataset.class_names) == 3
+
+
+def test_class_names_of_torchvision_style() -> None:
+    found = to_dataset((TorchvisionStyle(), TorchvisionStyle()), name="own")
+    assert found.class_names == ("ant", "bee", "cat")
+
+
+def test_hugging_face_datasets() -> None:
+    datasets = pytest.importorskip("datasets")
+    names = ["ant", "bee", "cat"]
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    columns = {"img": [Image.fromarray(image) for image in IMAGES], "label": LABELS.tolist()}
+    split = datasets.Dataset.from_dict(columns, features=features)
+    dataset = to_dataset(datasets.DatasetDict(train=split, test=split), name="own")
+    assert np.array_equal(dataset.train.images, IMAGES)
+    assert dataset.class_names == tuple(names)
+
+
+def test_greyscale_without_a_channel_axis_and_normalisation_measured_exactly() -> None:
+    images = IMAGES[..., 0]
+    dataset = Dataset(name="grey", train=(images, LABELS), test=(images, LABELS))
+    assert dataset.train.images.shape == (12, 16, 16, 1)
+    scaled = images / 255
+    assert dataset.image_format.mean == (round(float(scaled.mean()), 4),)
+    assert dataset.image_format.std == (round(float(scaled.std()), 4),)
+    assert dataset.class_names == ("class 0", "class 1", "class 2")
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ((IMAGES / 255, LABELS), "images are float64, expected uint8"),
+        ((IMAGES.transpose(0, 3, 1, 2), LABELS), "channels first: transpose(0, 2, 3, 1)"),
+        ((IMAGES[:, :8], LABELS), "shape (12, 8, 16, 3), expected (N, side, side, 1 or 3)"),
+        ((IMAGES[:, :4, :4], LABELS), "4 pixels a side, expected 8 to 256"),
+        ((IMAGES, LABELS[:5]), "labels are int64 of shape (5,), expected integers of shape (12,)"),
+        ((IMAGES, LABELS / 2), "labels are float64"),
+        ((IMAGES, LABELS + 1), "labels are 1 .. 3, expected 0 .. 2"),
+        ((IMAGES, LABELS - 1), "labels are -1 .. 1, expected 0 .. 2"),
+        ((IMAGES[:0], LABELS[:0]), "there are no images"),
+        (IMAGES[0, 0, 0], "expected a pair (images, labels)"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(part: Any, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        Dataset(name="own", train=(IMAGES, LABELS), test=part, class_names=["a", "b", "c"])
+    assert "dataset own, test:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (3, "gave a int; expected a Dataset, or a training and a test set"),
+        ({"train": TorchvisionStyle()}, "expected a Dataset, or a training and a test set"),
+        ((iter([1]), iter([2])), "has no length or items"),
+        (([{"picture": 1}], [{"picture": 1}]), "items have picture; expected an image"),
+        (([(IMAGES[0], 0), (IMAGES[0, :8], 0)], TorchvisionStyle()), "several shapes"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(found: Any, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        to_dataset(found, name="own.data:load")

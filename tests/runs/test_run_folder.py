@@ -1,0 +1,48 @@
+"""status.json from the moment at which a run folder is opened."""
+
+from pathlib import Path
+
+import pytest
+from training_commands import TINY
+
+from cifar10_accel.errors import Preempted, SettingsError
+from cifar10_accel.runs.run_folder import RunFolder
+from cifar10_accel.settings import Settings
+
+
+def _preempt(run: Path) -> RunFolder:
+    folder = RunFolder(run)
+    folder.open(Settings(**TINY))
+    folder.metrics.touch()  # after the first step another start may not have other settings
+    with pytest.raises(Preempted), folder.record_status(is_main=True):
+        raise Preempted(15, step=1, stop_step=2)
+    assert folder.read_json("status.json")["state"] == "preempted"
+    return folder
+
+
+def test_a_start_replaces_the_state_of_the_one_before(tmp_path: Path) -> None:
+    _preempt(tmp_path / "run")
+    again = RunFolder(tmp_path / "run")
+    again.open(Settings(**TINY))
+    assert again.read_json("status.json") == {"state": "starting", "exit_code": None, "reason": ""}
+
+
+def test_a_refused_start_replaces_it_too(tmp_path: Path) -> None:
+    folder = _preempt(tmp_path / "run")
+    with pytest.raises(SettingsError, match="other settings"):
+        RunFolder(tmp_path / "run").open(Settings(**TINY | {"max_lr": 0.01}))
+    found = folder.read_json("status.json")
+    assert (found["state"], found["exit_code"]) == ("failed", 2)
+    assert "max_lr" in found["reason"]
+
+
+def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(Settings(**TINY))
+    folder.metrics.touch()
+    with folder.record_status(is_main=True):
+        pass
+    with pytest.raises(SettingsError, match="other settings"):
+        RunFolder(tmp_path / "run").open(Settings(**TINY | {"max_lr": 0.01}))
+    RunFolder(tmp_path / "run").open(Settings(**TINY))
+    assert folder.is_finished()
