@@ -147,7 +147,8 @@ def _open_metrics_logger(setup: RunSetup, folder: RunFolder, *, resume_step: int
     images = setup.dataset.image_format.to_json()
     recorded = environment() | launched | {"classes": setup.dataset.class_names, "images": images}
     if accelerator.is_main_process:
-        folder.write_json("environment.json", recorded)
+        first_start = folder.read_json("environment.json").get("date") if resume_step else None
+        folder.write_json("environment.json", recorded | ({"date": first_start} if first_start else {}))
     progress = RunProgress(
         is_main=accelerator.is_main_process,
         start_step=resume_step,
@@ -256,7 +257,7 @@ def _finish(state: TrainingState, dataset: Dataset, folder: RunFolder, metrics: 
         summary["stop_reason"] = state.callbacks.stop_reason
     run_on_main(state.accelerator, lambda: write_results(folder, metrics.tracker, dataset, evaluation, summary=summary))
     metrics.print(evaluation.table(f"per class, {dataset_title(settings.dataset)} test set"))
-    metrics.print(f"{evaluation.headline(settings.dataset)} after {format_seconds(seconds)} of training")
+    metrics.print(f"{evaluation.headline(settings.dataset)}; {format_seconds(seconds)} of training")
     metrics.print(f"report: {folder.report}; predictions and checkpoints are beside it")
 
 

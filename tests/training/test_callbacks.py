@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from training_commands import flags, run_python
 from trainings import bits_of, status_of
 
 from cifar10_accel import CallbackContext, Settings, fit
@@ -212,3 +213,36 @@ def test_wrong_settings_are_one_line(
 ) -> None:
     with pytest.raises(error, match=message):
         fit(Settings(**SMALL | changes, run_dir=tmp_path / "run"))
+
+
+ON_ONE_RANK = """
+import os
+
+class Once:
+    def on_step_end(self, context):
+        if os.environ["RANK"] == "1" and context.step == 5:
+            {action}
+"""
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "expected"),
+    [
+        ("context.stop('enough')", 0, "test accuracy"),
+        (
+            "raise ValueError('no good')",
+            3,
+            "callback once:Once raised ValueError (no good) at once.py:7 in on_step_end",
+        ),
+    ],
+)
+def test_a_callback_on_one_of_two_processes_ends_both(action: str, code: int, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "once.py").write_text(ON_ONE_RANK.format(action=action))
+    arguments = flags(SMALL | {"callbacks": "once:Once", "run_dir": "run", "collective_timeout": 60})
+    done = run_python("-m", "cifar10_accel.train", *arguments, cwd=tmp_path, num_processes=2)
+    assert (done.returncode == 0) is (code == 0), done.stderr
+    assert expected in done.stdout + done.stderr
+    assert status_of(tmp_path / "run")["exit_code"] == code
+    saved = newest(tmp_path / "run" / "checkpoints")
+    assert saved is not None
+    assert saved.name == "step-000005"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
 from cifar10_accel.train import fit
 
@@ -30,3 +31,11 @@ def test_each_run_has_its_own_precision(tmp_path: Path) -> None:
     ]
     assert losses[0] == losses[2] != losses[1]
     assert own.mixed_precision == "no"
+
+
+def test_a_resumed_run_keeps_the_date_of_its_first_start(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    fit(Settings(**SMALL, run_dir=folder.path))
+    folder.write_json("environment.json", folder.read_json("environment.json") | {"date": "2020-02-20T20:20"})
+    fit(Settings(**SMALL | {"max_steps": 2}, run_dir=folder.path))
+    assert folder.read_json("environment.json")["date"] == "2020-02-20T20:20"
