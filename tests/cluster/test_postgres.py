@@ -64,6 +64,10 @@ def sweep_file(hosts: Hosts, request: pytest.FixtureRequest) -> Path:
     return path
 
 
+# What the driver says of a server that is killed: depends on whether the first message was already under way.
+REAL_REASON = r"does not answer \(.*(Connection refused|server closed the connection|Connection reset)"
+
+
 def start(host: Host, *arguments: str | Path, wait_seconds: float = 120, **environment: str) -> Command:
     """Start `cifar10-accel sweep` on a host, in the folder of its own disk."""
     program = PROGRAM.format(wait_seconds=wait_seconds)
@@ -96,13 +100,14 @@ def read_on(host: Host, path: Path) -> str:
 
 
 def test_24_trials_survive_a_power_cut_of_a_host_and_a_restart_of_the_database(
-    hosts: Hosts, postgres: Postgres, sweep_file: Path
+    hosts: Hosts, postgres: Postgres, sweep_file: Path, request: pytest.FixtureRequest
 ) -> None:
     """Three runners; one host loses its power for good, then the database is killed and is back after eight seconds."""
     names, url = ("nodea", "nodeb", "head"), postgres.url_with_password
     runners = {name: start(hosts[name], "run", sweep_file, OPTUNA_STORAGE=url) for name in names}
     for runner in runners.values():
         wait_for_trials(runner, 1)
+    request.addfinalizer(hosts["nodeb"].restore)  # other tests use it too
     hosts["nodeb"].power_off()
     wait_for_trials(runners["nodea"], 3)
     postgres.kill()
@@ -115,9 +120,8 @@ def test_24_trials_survive_a_power_cut_of_a_host_and_a_restart_of_the_database(
         assert outputs[name].count("does not answer (") == outputs[name].count("answers again, after") == 1, outputs[
             name
         ]
-        assert "Connection refused" in outputs[name]
+        assert re.search(REAL_REASON, outputs[name]), outputs[name]
     assert sum(output.count("continues: max_lr") for output in outputs.values()) <= 1
-    hosts["nodeb"].restore()
 
     folder = LOCAL_DISK / "runs" / "sweeps" / sweep_file.stem
     reported = start(hosts["head"], "report", folder, OPTUNA_STORAGE=url)
