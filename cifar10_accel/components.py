@@ -118,21 +118,12 @@ def arguments_for(
     function: Callable[..., Any], known: Mapping[str, Any], *, path: str, setting: str, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the keyword arguments of `call_component`."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some functions of compiled libraries have no signature
-        return dict(given)
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    names = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    parameters, takes_any = parameters_of(function)
     if not takes_any:
-        require_taken(given, names, path=path, setting=setting)
-    arguments = {name: known[name] for name in names if name in known} | dict(given)
+        require_taken(given, list(parameters), path=path, setting=setting)
+    arguments = {name: known[name] for name in parameters if name in known} | dict(given)
     for name, parameter in parameters.items():
-        is_needed = parameter.default is parameter.empty and parameter.kind not in (
-            parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
-        )
-        if is_needed and name not in arguments:
+        if parameter.default is parameter.empty and name not in arguments:
             raise SettingsError(f"{setting}: {path} needs {name!r}; give it in {setting}_args or a default")
     return arguments
 
@@ -147,13 +138,15 @@ def require_taken(given: Iterable[str], names: Sequence[str], *, path: str, sett
             )
 
 
-def parameter_names(function: Callable[..., Any]) -> tuple[set[str], bool]:
-    """Return the names in a function's signature, and whether it takes any other keyword too."""
+def parameters_of(function: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Return the named parameters of a function, and whether it takes any other keyword too."""
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return set(), True
-    return set(parameters), any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    except (TypeError, ValueError):  # some functions of compiled libraries have no signature
+        return {}, True
+    collecting = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = {name: parameter for name, parameter in parameters.items() if parameter.kind not in collecting}
+    return named, any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 @contextmanager
@@ -224,9 +217,11 @@ def _parts(component: Any) -> Iterator[bytes]:
     if hasattr(component, "digest_parts") and not inspect.isclass(component):  # a Dataset
         yield from component.digest_parts()
     elif hasattr(component, "named_modules") and not inspect.isclass(component):  # a model
+        import torch  # which has been imported to make the model
+
         yield repr(component).encode()
         for name, tensor in component.state_dict().items():
-            yield name.encode() + bytes(tensor.detach().cpu().contiguous().untyped_storage())
+            yield name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(component, list | tuple):
         for part in component:
             yield from _parts(part)

@@ -12,7 +12,7 @@ from cifar10_accel.components import (
     OBJECT_PREFIX,
     call_component,
     load_component,
-    parameter_names,
+    parameters_of,
     user_code,
 )
 from cifar10_accel.data.image_format import ImageFormat
@@ -100,10 +100,10 @@ def _call(found: Any, settings: ModelSettings, *, num_classes: int, image_format
     path = settings.model
     if not callable(found):
         raise InputError(f"model: {path} is a {type(found).__name__}, not a model or a function that returns one")
-    names, takes_any = parameter_names(found)
+    names, takes_any = parameters_of(found)
     known = {"num_classes": num_classes, "in_channels": image_format.channels, "image_size": image_format.size}
     chosen = _given(settings) | ({"pretrained": True} if pretrained else {})
-    refused = sorted(chosen.keys() - names)
+    refused = sorted(chosen.keys() - names.keys())
     if refused:
         raise SettingsError(
             f"{refused[0]}: {path} does not take it (it takes {', '.join(sorted(names)) or 'nothing'}); leave it out"

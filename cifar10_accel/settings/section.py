@@ -1,4 +1,4 @@
-"""What the sections of the settings have in common: the checks of built-in names and of values given as text."""
+"""Base of the sections of the settings: checks of built-in names, and values given as text."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from cifar10_accel.components import is_import_path
-from cifar10_accel.errors import did_you_mean
+from cifar10_accel.errors import SettingsError, did_you_mean
 from cifar10_accel.files import recordable_path
 
 Positive = Annotated[float, Field(gt=0)]
@@ -81,8 +81,11 @@ def merge_dotted(values: Mapping[str, Any]) -> dict[str, Any]:
         if "." in name:
             setting, _, key = name.partition(".")
             mapping = merged.get(setting, {})
-            mapping = _mapping(mapping) if isinstance(mapping, str) else mapping
-            merged[setting] = {**mapping, key: _parsed(value) if isinstance(value, str) else value}
+            try:
+                mapping = _mapping(mapping) if isinstance(mapping, str) else dict(mapping)
+            except (TypeError, ValueError):
+                raise SettingsError(f"{name}: {setting} is {mapping!r}, not a mapping; give one of the two") from None
+            merged[setting] = mapping | {key: _parsed(value) if isinstance(value, str) else value}
     return merged
 
 

@@ -84,12 +84,15 @@ class Settings(
         | set(TrackingSettings.model_fields)
     )
 
+    IS_STORED: ClassVar[bool] = False  # read from a file: keywords are the only source
+
     _given: frozenset[str] = PrivateAttr(frozenset())  # by keyword, flag or environment: not by the recipe
 
     def __init__(self, **values: Any) -> None:
         try:
-            super().__init__(**merge_dotted(values))
-            self._given = frozenset(merge_dotted(values)) | given_by_environment(type(self).model_fields)
+            values = merge_dotted(values)
+            super().__init__(**values)
+            self._given = frozenset(values) | given_by_environment(type(self).model_fields)
         except ValidationError as error:
             raise SettingsError(
                 "\n".join(setting_error_line(details, type(self).model_fields) for details in error.errors())
@@ -104,6 +107,8 @@ class Settings(
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        if cls.IS_STORED:
+            return (init_settings,)
         refuse_unknown_environment(settings_cls.model_fields)
         recipe = RecipeSource(settings_cls, of_built_in=OF_BUILT_IN)
         return init_settings, env_settings, recipe, WandbVariables(settings_cls)
@@ -205,16 +210,7 @@ class Settings(
 class _StoredSettings(Settings):
     """Settings of which every value is given or the default."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
+    IS_STORED = True
 
 
 def _plain(value: Any) -> Any:

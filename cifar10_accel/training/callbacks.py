@@ -21,7 +21,7 @@ from cifar10_accel.components import (
     describe_error,
     is_import_path,
     load_component,
-    parameter_names,
+    parameters_of,
     user_code,
 )
 from cifar10_accel.data.dataset import Dataset
@@ -33,7 +33,7 @@ HOOKS = ("on_fit_start", "on_step_end", "on_epoch_end", "on_fit_end")
 
 @dataclass(kw_only=True)
 class CallbackContext:
-    """What a callback sees of the run."""
+    """The run as a callback sees it."""
 
     step: int  # steps done
     epoch: float  # epochs done
@@ -167,7 +167,7 @@ class Callbacks:
         for number, name in enumerate(settings.callbacks):
             found: Any = load_component(name, setting="callbacks") if is_import_path(name) else BUILT_IN[name]
             if inspect.isclass(found) or inspect.isfunction(found):
-                names, _ = parameter_names(found)
+                names, _ = parameters_of(found)
                 given = {key: value for key, value in settings.callback_args.items() if key in names}
                 taken |= given.keys()
                 known = dataset.facts(settings)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cifar10_accel.components import is_import_path, load_component, parameter_names, require_taken, user_code
+from cifar10_accel.components import is_import_path, load_component, parameters_of, require_taken, user_code
 from cifar10_accel.errors import InputError, SettingsError
 from cifar10_accel.settings import OF_BUILT_IN, OptimSettings
 from cifar10_accel.training.muon import Muon
@@ -50,11 +50,11 @@ def _imported_optimizer(groups: list[dict[str, Any]], settings: OptimSettings) -
     """
     path = settings.optimizer
     factory = load_component(path, setting="optimizer")
-    names, takes_any = parameter_names(factory)
+    names, takes_any = parameters_of(factory)
     if not takes_any:
-        require_taken(settings.optimizer_args, sorted(names - {"self", "params"}), path=path, setting="optimizer")
+        require_taken(settings.optimizer_args, sorted(names.keys() - {"params"}), path=path, setting="optimizer")
     given = {name: getattr(settings, name) for name in OF_BUILT_IN["optimizer"] & settings.model_fields_set}
-    for name in sorted(given.keys() - names):
+    for name in sorted(given.keys() - names.keys()):
         raise SettingsError(f"{name}: {path} does not take it; leave it out, or give what it takes in optimizer_args")
     arguments = {"lr": getattr(settings, "max_lr", 0.1)} | given | settings.optimizer_args
     with user_code(path, setting="optimizer"):

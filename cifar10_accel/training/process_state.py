@@ -1,4 +1,4 @@
-"""What a training changes in its process, put back afterwards: a notebook goes on with what it had."""
+"""State of the process that a training changes, put back afterwards: a notebook goes on with what it had."""
 
 import os
 from collections.abc import Iterator

@@ -142,7 +142,9 @@ class Run:
         shape = (image_format.size, image_format.size, image_format.channels)
         pixels = images[None] if images.ndim == 3 else images
         if pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
-            raise InputError(f"predict: images are {images.dtype} {images.shape}, expected uint8 (N, {shape})")
+            raise InputError(
+                f"predict: images are {images.dtype} {images.shape}, expected uint8 (N, {', '.join(map(str, shape))})"
+            )
         with torch.inference_mode():
             return self.classifier.probabilities(torch.from_numpy(pixels)).numpy()
 
@@ -163,5 +165,5 @@ def load_run(path: Path | str, *, model: Any = None) -> Run:
         InputError: `path` is no run folder.
     """
     run = Run(Path(path))
-    name = run.settings.model
-    return run if model is None else Run(Path(path), {name: model})
+    name = run.settings.model  # read now: a path that is no run folder is an error here
+    return run if model is None else Run(run.path, {name: model})

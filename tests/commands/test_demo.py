@@ -92,7 +92,7 @@ def test_without_gradio_the_error_names_the_package(run_folder: Path, monkeypatc
 
 @pytest.mark.parametrize(("size", "channels"), [(64, 3), (24, 1)])
 def test_images_of_another_format(size: int, channels: int) -> None:
-    """What the page shows is RGB of about 256 pixels a side, whatever the model takes."""
+    """The page shows RGB images of about 256 pixels a side, whatever the model takes."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (30, size, size, channels), dtype=np.uint8)
     data = (images, np.arange(30) % 3)

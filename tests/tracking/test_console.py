@@ -67,5 +67,5 @@ def test_every_console_of_the_package_shows_text_as_it_is() -> None:
 
 
 def _is_unused(path: Path) -> bool:
-    """Whether the only Console in the file prints nothing: it is asked for the kind of the terminal."""
+    """Return True if the only Console in the file prints nothing: it is asked for the kind of the terminal."""
     return "Console().is_jupyter" in path.read_text() and path.read_text().count("Console()") == 1

@@ -1,4 +1,4 @@
-"""What another program must know of an exported model, as text values that fit into any file."""
+"""Facts about an exported model that another program must know, as text values that fit into any file."""
 
 import json
 from typing import Any

@@ -16,7 +16,7 @@ from cifar10_accel.models.classifier import Classifier
 
 
 class Cifar10AccelConfig(PretrainedConfig):
-    """What a Classifier is built from, beside the fields that every configuration has."""
+    """Arguments of a Classifier, beside the fields that every configuration has."""
 
     model_type = "cifar10-accel"
 
