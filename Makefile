@@ -12,7 +12,7 @@ ARGS ?=
 
 .PHONY: train test test-faults test-cluster check docs clean
 train: $(INSTALLED)
-	$(BIN)/accelerate launch --config_file accelerate_config.yaml -m cifar10_accel.train --recipe auto $(ARGS)
+	$(BIN)/accelerate launch --config_file accelerate_config.yaml -m cifar10_accel.train --recipe auto --time-budget 10m $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not cluster" $(ARGS)

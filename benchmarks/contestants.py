@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,9 +21,11 @@ from cifar10_accel.settings import Settings
 from cifar10_accel.tracking.progress import RunProgress
 from cifar10_accel.tracking.tracker import Tracker
 from cifar10_accel.training.accelerator import make_accelerator
-from cifar10_accel.training.lr_schedule import OneCycle
+from cifar10_accel.training.cuda_graphs import make_cuda_graphs
+from cifar10_accel.training.dynamics_recorder import DynamicsRecorder
 from cifar10_accel.training.metrics_logger import MetricsLogger
-from cifar10_accel.training.optimizer import prepare
+from cifar10_accel.training.optimization.lr_schedule import OneCycle
+from cifar10_accel.training.optimization.optimizer import prepare
 from cifar10_accel.training.preemption import PreemptionHandler
 from cifar10_accel.training.state import TrainingState
 from cifar10_accel.training.step import explain_non_finite, train_step
@@ -115,6 +118,8 @@ def this_project(task: Task, model: nn.Module) -> float:
     accelerator = make_accelerator(settings)
     wrapped_model, optimizer = prepare(accelerator, model, settings)
     state = TrainingState(accelerator, settings, model, wrapped_model, None, optimizer, F.cross_entropy)
+    state.cuda_graphs = make_cuda_graphs(settings, accelerator, optimizer)
+    state.recorder = DynamicsRecorder(accelerator, np.zeros(NUM_IMAGES, dtype=np.int64), num_classes=10)
     plan = BatchPlan.of(settings, accelerator, NUM_IMAGES)
     progress = RunProgress(is_main=False, start_step=0, stop_step=task.all_steps, num_epochs=settings.epochs)
     with tempfile.TemporaryDirectory() as folder:

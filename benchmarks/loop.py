@@ -2,8 +2,9 @@
 
 The same model is trained from the same weights on the same batches, which are already on the device, by
 - a bare PyTorch loop: set the LR, forward, cross-entropy, backward, SGD step, zero_grad
-- this project's loop: the calls of section 4 of `train.py`, which also count correct predictions, write a line to
-  metrics.jsonl every ten steps, synchronise stop signals and, on a CPU, check that loss and gradient are finite
+- this project's loop: the calls of section 4 of `train.py`, which also count correct predictions, record loss and
+  prediction of each image, write a line to metrics.jsonl every ten steps, synchronise stop signals and, on a CPU,
+  check that loss and gradient are finite; on a GPU it launches each step as a CUDA graph, its default
 - the Trainer of `lightning` in its barebones mode, which has no logger, checkpoint, progress bar or summary
 - the Trainer of `transformers` with logging, saving, reporting, clipping and its NaN filter off
 All take the same steps: SGD with Nesterov momentum and weight decay, fp32, and the LR of every step from the same
@@ -38,7 +39,7 @@ from cifar10_accel.data.loader import Batch
 from cifar10_accel.models.registry import build_model
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.accelerator import make_accelerator
-from cifar10_accel.training.lr_schedule import OneCycle
+from cifar10_accel.training.optimization.lr_schedule import OneCycle
 
 CONTESTANTS: dict[str, Contestant] = {
     "bare PyTorch": bare_pytorch,

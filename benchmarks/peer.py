@@ -3,6 +3,7 @@
 The script is unchanged except for its number of runs. Its data files are written from our verified copy.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def prepare(checkout: Path, folder: Path, settings: Settings, *, num_runs: int) 
         raise InputError(f"{source}: cannot be read ({error.strerror}); give --airbench a checkout of it") from None
     if text.count(ITS_RUNS) != 1:
         raise InputError(f"{source}: {ITS_RUNS} is not in it exactly once; give the {SCRIPT} that reports 2.59 seconds")
-    _write_data(folder / "cifar10", settings)
+    write_data(folder / "cifar10", settings)
     script = folder / SCRIPT
     script.write_text(text.replace(ITS_RUNS, f"range({num_runs})"))
     return script
@@ -49,16 +50,11 @@ def prepare(checkout: Path, folder: Path, settings: Settings, *, num_runs: int) 
 def read_peer(text: str) -> list[TimedRun]:
     """Return the complete runs in the output of the script, without its warm-up.
 
-    Rows are `| run | epoch | ... |`. Only the first row of a run has its number. The last has the epoch 'eval', the
-    total time and, as val_acc, the plain accuracy after the last epoch.
+    The last row of a run has the epoch 'eval', the total time and, as val_acc, the plain accuracy after the last epoch.
     """
     runs: list[TimedRun] = []
     current, train_seconds = "", 0.0
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.split("|")]
-        if len(cells) != len(COLUMNS) + 2 or cells[1] == COLUMNS[0]:  # a row begins and ends with a bar
-            continue
-        row = dict(zip(COLUMNS, cells[1:-1], strict=True))
+    for row in read_rows(text):
         current = row["run"] or current
         if row["epoch"] != "eval":
             train_seconds = float(row["time_seconds"])
@@ -74,8 +70,26 @@ def read_peer(text: str) -> list[TimedRun]:
     return runs
 
 
-def _write_data(folder: Path, settings: Settings) -> None:
-    """Write train.pt and test.pt in the format that the script writes after a download."""
+def read_rows(text: str) -> Iterator[dict[str, str]]:
+    """Yield the rows `| run | epoch | ... |` in the output of the script; only the first of a run has its number."""
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == len(COLUMNS) + 2 and cells[1] != COLUMNS[0]:  # a row begins and ends with a bar
+            yield dict(zip(COLUMNS, cells[1:-1], strict=True))
+
+
+def write_data(folder: Path, settings: Settings, *, num_train: int | None = None, num_test: int | None = None) -> None:
+    """Write train.pt and test.pt in the format that the script writes after a download.
+
+    Args:
+        folder: Of the two files; those that exist are kept.
+        settings: Where our copy of CIFAR-10 is.
+        num_train: Training images to write, the first ones; None: all.
+        num_test: Test images to write, the first ones; None: all.
+
+    Raises:
+        InputError: There is no CIFAR-10.
+    """
     if (folder / "test.pt").exists():
         return
     dataset = load_dataset(settings.model_copy(update={"val_size": 0}), seed=0)
@@ -84,13 +98,13 @@ def _write_data(folder: Path, settings: Settings) -> None:
             f"dataset: {dataset.name} is not the data set of {SCRIPT}; give --data-dir with CIFAR-10 in it"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for name, split in (("train", dataset.train), ("test", dataset.test)):
-        torch.save(_as_saved(split, dataset.class_names), folder / f"{name}.pt")
+    for name, split, num_images in (("train", dataset.train, num_train), ("test", dataset.test, num_test)):
+        torch.save(_as_saved(split, dataset.class_names, num_images), folder / f"{name}.pt")
 
 
-def _as_saved(split: Split, class_names: tuple[str, ...]) -> dict[str, object]:
+def _as_saved(split: Split, class_names: tuple[str, ...], num_images: int | None) -> dict[str, object]:
     return {
-        "images": torch.from_numpy(split.images),  # (N, 32, 32, 3) uint8
-        "labels": torch.from_numpy(split.labels),
+        "images": torch.from_numpy(split.images)[:num_images].clone(),  # (N, 32, 32, 3) uint8
+        "labels": torch.from_numpy(split.labels)[:num_images].clone(),  # a view would be saved whole
         "classes": list(class_names),
     }

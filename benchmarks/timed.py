@@ -1,28 +1,37 @@
 """Timed trainings of this project, with the time measured as in the public speed runs.
 
-The time includes the whitening statistics, all steps and one evaluation with TTA. Unlike in the speed runs it also
-includes building the model and its optimizer and copying the images to the device, which cannot be separated from
-these. A whole training precedes, so that kernels are chosen and compiled.
+The time includes the whitening statistics, all steps of `train_step` with their batches, and one evaluation with TTA.
+It does not include building the model and its optimizer, copying the images to the device, choosing and compiling
+kernels (a whole training precedes), nor what `fit` does besides: metrics, training dynamics, checkpoints, report.
+`fit_seconds` is the training time of a run of `fit`, which has all of these but the report.
 """
 
+import copy
 import gc
 import json
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 import torch
+import torch._dynamo
 
 from cifar10_accel.cli.flags import handle_user_errors
 from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.data.datasets import load_dataset
+from cifar10_accel.models.registry import fit_whitening
 from cifar10_accel.settings import Settings
+from cifar10_accel.train import fit
 from cifar10_accel.training.accelerator import make_accelerator
+from cifar10_accel.training.cuda_graphs import EAGER_STEPS
 from cifar10_accel.training.evaluation import evaluate_split
-from cifar10_accel.training.lr_schedule import make_schedule
+from cifar10_accel.training.optimization.lr_schedule import make_schedule
 from cifar10_accel.training.setup import RunSetup
-from cifar10_accel.training.state import TrainingState, build_state
+from cifar10_accel.training.state import TrainingState, build_state, some_training_images
 from cifar10_accel.training.step import train_step
 
 
@@ -37,16 +46,28 @@ class TimedRun:
 
 
 def timed_run(settings: Settings, dataset: Dataset) -> TimedRun:
-    """Train once and evaluate on the test set, or on the hold-out if there is one."""
+    """Train once and evaluate on the test set, or on the hold-out if there is one.
+
+    Like the speed runs it takes some steps before the clock starts and then sets everything back: they record the CUDA
+    graphs, which belong to the weights of this one model.
+    """
     setup = RunSetup(make_accelerator(settings), settings, dataset)
-    split = dataset.test if dataset.val is None else dataset.val
+    state, schedule = build_state(setup), make_schedule(settings, steps_per_epoch=setup.plan.steps_per_epoch)
+    if state.cuda_graphs is not None:
+        _record_graphs(state, setup)
     gc.collect()  # objects of the previous run
     start = _now()
-    state = build_state(setup)
-    _all_steps(state, setup)
+    if settings.whitening:  # once more, because the speed runs count it
+        fit_whitening(state.model, some_training_images(dataset, setup.accelerator.device))
+    for batches in setup.loader.batches(0, schedule.total_steps):
+        train_step(state, batches, lr=schedule.lr_at(state.step))
     trained = _now()
     plain, tta = evaluate_split(
-        setup.accelerator, state.evaluated_model, split, batch_size=settings.eval_batch_size, tta=settings.tta
+        setup.accelerator,
+        state.evaluated_model,
+        dataset.test if dataset.val is None else dataset.val,
+        batch_size=settings.eval_batch_size,
+        tta=settings.tta,
     )
     end = _now()
     return TimedRun(
@@ -57,10 +78,31 @@ def timed_run(settings: Settings, dataset: Dataset) -> TimedRun:
     )
 
 
-def _all_steps(state: TrainingState, setup: RunSetup) -> None:
-    schedule = make_schedule(setup.settings, steps_per_epoch=setup.plan.steps_per_epoch)
-    for batches in setup.loader.batches(0, schedule.total_steps):
-        train_step(state, batches, lr=schedule.lr_at(state.step))
+def _record_graphs(state: TrainingState, setup: RunSetup) -> None:
+    """Take steps at each image size until they are CUDA graphs, then set the state back to where it was, in place."""
+    scaler, plan = state.accelerator.scaler, setup.plan
+    scaler_before = {} if scaler is None else scaler.state_dict()
+    modules = [state.model] if state.average is None else [state.model, state.average]
+    before = copy.deepcopy([module.state_dict() for module in modules])
+    num_steps = EAGER_STEPS + 2  # the first one of averaged weights is never a graph's
+    for first in {0, plan.low_res_epochs * plan.steps_per_epoch}:
+        for batches in setup.loader.batches(first, first + num_steps):
+            train_step(state, batches, lr=0.0)
+    for module, values in zip(modules, before, strict=True):
+        module.load_state_dict(values)
+    if scaler is not None:
+        scaler.load_state_dict(scaler_before)
+    for buffers in state.optimizer.state.values():
+        buffers["momentum_buffer"].zero_()
+    state.metrics_since_log.zero_()
+    state.step = 0
+
+
+def fit_seconds(settings: Settings) -> float:
+    """Return the seconds of training that `fit` itself reports: with metrics and dynamics, without evaluation."""
+    with TemporaryDirectory() as folder:
+        run = fit(settings.model_copy(update={"run_dir": Path(folder) / "run", "tracker": "none"}))
+        return float(run.summary["train_seconds"])
 
 
 def _now() -> float:
@@ -75,12 +117,19 @@ def _now() -> float:
 @click.argument("num_runs", type=int)
 @handle_user_errors
 def main(flags: str, num_runs: int) -> None:
-    """Train once to warm up, then NUM_RUNS times from the seed in FLAGS (JSON) on; print a JSON line each."""
+    """Train once to warm up, then NUM_RUNS times from the seed in FLAGS (JSON) on; print a JSON line each.
+
+    The last line is the training time of one run of `fit`.
+    """
     settings = Settings(**json.loads(flags))
     dataset = load_dataset(settings, seed=settings.seed)
     timed_run(settings, dataset)
+    torch._dynamo.config.error_on_recompile = True
     for seed in range(settings.seed, settings.seed + num_runs):
         print(json.dumps(asdict(timed_run(settings.model_copy(update={"seed": seed}), dataset))), flush=True)
+    with redirect_stdout(sys.stderr):
+        seconds = fit_seconds(settings)
+    print(json.dumps({"fit_seconds": seconds}), flush=True)
 
 
 def read_ours(text: str) -> list[TimedRun]:

@@ -49,6 +49,14 @@ def format_seconds(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def format_duration(seconds: float) -> str:
+    """Return a duration as it is typed on the command line: 1h, 10m or 90s; settings read the same duration back."""
+    for unit, length in (("h", 3600), ("m", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:g}{unit}"
+    return f"{format_value(float(seconds))}s"
+
+
 def format_p_value(p: float) -> str:
     """Return a p-value with three digits; one that is too small for a float, or nearly, is `< 1e-300`, never 0."""
     if math.isnan(p):

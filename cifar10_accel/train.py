@@ -28,9 +28,9 @@ from cifar10_accel.training.evaluation import evaluate_dataset, evaluate_split
 from cifar10_accel.training.launch.agreement import require_same_checkpoint
 from cifar10_accel.training.launch.joining import current_launch
 from cifar10_accel.training.launch.lost_peer import explain_lost_peer
-from cifar10_accel.training.lr_schedule import make_schedule
 from cifar10_accel.training.metrics_logger import Metrics, MetricsLogger
 from cifar10_accel.training.oom import explain_out_of_memory, fit_micro_batch
+from cifar10_accel.training.optimization.lr_schedule import make_schedule
 from cifar10_accel.training.outputs import write_results
 from cifar10_accel.training.preemption import PreemptionHandler
 from cifar10_accel.training.process_state import restored_process_state
@@ -38,6 +38,8 @@ from cifar10_accel.training.run import Components, Run, with_components
 from cifar10_accel.training.setup import RunSetup, set_up_run
 from cifar10_accel.training.state import TrainingState, build_state
 from cifar10_accel.training.step import explain_non_finite, require_finite, train_step
+from cifar10_accel.training.time_budget.timing import within_time_budget
+from cifar10_accel.training.time_budget.watch import BudgetWatch
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +70,9 @@ def _train(settings: Settings) -> Path:
     """Train and return the run folder."""
     # 1. Launch, settings and data: the same on every rank.
     setup = set_up_run(settings)
+    folder = RunFolder.of(setup.settings)
+    setup, choice = within_time_budget(setup, folder)
     accelerator, settings = setup.accelerator, setup.settings
-    folder = RunFolder.of(settings)
     run_on_main(accelerator, lambda: folder.open(settings))
     setup = setup.with_images_as(run_on_main(accelerator, folder.recorded_image_format))
     dataset, steps_per_epoch = setup.dataset, setup.plan.steps_per_epoch
@@ -107,6 +110,7 @@ def _train(settings: Settings) -> Path:
         callbacks.call("on_fit_start", context)
         callbacks.raise_error()
         state.stopwatch.start()
+        budget_watch = BudgetWatch(setup, state, choice)
         for batches in setup.loader.batches(state.step, stop_step):
             lr = schedule.lr_at(state.step)
             with explain_non_finite(state, batches, folder, lr=lr):
@@ -116,6 +120,7 @@ def _train(settings: Settings) -> Path:
                 metrics.log_step(state, lr=lr)
             if ends_epoch:
                 recorder.end_epoch()
+                budget_watch.end_epoch(state)
             callbacks.call("on_step_end", context)
             if ends_epoch and not ends_run:
                 metrics.log_epoch(state, _evaluate_epoch(state, dataset, epoch=state.step // steps_per_epoch))
@@ -124,6 +129,7 @@ def _train(settings: Settings) -> Path:
             stop_signal = preemption.received(state.step)
             must_save = ends_run or stop_signal != 0 or callbacks.error is not None
             if state.step % checkpoint_steps == 0 or must_save:
+                metrics.finish()
                 _save_checkpoint(state, recorder, folder, must_succeed=must_save)
             callbacks.raise_error()
             if ends_run:

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from training_commands import TINY
 
 from cifar10_accel.cli.logging import show_log_messages
@@ -16,6 +17,10 @@ pytest_plugins = ["fault_table"]
 # Shells let what they start in the background ignore Ctrl-C, and so would everything that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Losses, bits and tolerances in the tests are those of float32, on every machine; tests of `auto` take this away.
+PINNED = {"CIFAR10_ACCEL_PRECISION": "no"}
+os.environ.update(PINNED)  # also for fixtures of a module or session
+
 REAL_DATA = os.environ.get("CIFAR10_ACCEL_DATA_DIR")
 
 
@@ -26,9 +31,17 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         launch = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "OPTUNA_STORAGE")
         if name.startswith(("CIFAR10_ACCEL_", "WANDB_", "ACCELERATE_")) or name in launch:
             monkeypatch.delenv(name)
+    for name, value in PINNED.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home" / "hf"))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerator_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's Accelerator does not have the precision of an earlier test's."""
+    monkeypatch.setattr(AcceleratorState, "_shared_state", type(AcceleratorState._shared_state)())
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ from cifar10_accel.settings import Settings
         ({"recipe": "resnet42"}, "did you mean 'resnet9'"),
         ({"model": "speednet"}, "did you mean 'airbench94'"),  # a name of an earlier version
         ({"recipe": "original24"}, "did you mean 'resnet9_original'"),
-        ({"tta": "multi-crop"}, "'none', 'flip' or 'multicrop' (did you mean 'multicrop'?)"),
+        ({"tta": "multi-crop"}, "'none', 'flip', 'multicrop' or 'multicrop_uncertain' (did you mean 'multicrop'?)"),
         ({"run_name": "a/b"}, "run_name: 'a/b'"),
         ({"max_lr": 0.1, "max_lr.x": 3}, "max_lr is 0.1, not a mapping"),
         ({"model_args": "deep", "model_args.depth": 3}, "model_args is 'deep', not a mapping"),

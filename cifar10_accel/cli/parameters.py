@@ -48,6 +48,8 @@ class SettingValue(click.ParamType[str]):
         literals = [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
         self.name = next((_METAVARS[kind] for kind in kinds if kind in _METAVARS), "TEXT")
         self.choices = built_in_names(field) or literals
+        if name == "time_budget":
+            self.name = "DURATION"
         self.takes_several = any(get_origin(kind) is tuple for kind in kinds)
         self.is_path = Path in kinds or name == "recipe"
         if field.annotation is bool:

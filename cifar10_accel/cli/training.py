@@ -78,7 +78,7 @@ def lr_range(out: Path, write_sweep: Path | None, **flags: Any) -> None:
     schedule_flags = {name: flags.pop(name) for name in ("start_lr", "end_lr", "steps", "growth")}
     settings = Settings(**flags)
     from cifar10_accel.sweep import bounds
-    from cifar10_accel.training.lr_schedule import LrRange
+    from cifar10_accel.training.optimization.lr_schedule import LrRange
 
     # The bounds and the file are checked before the test, not after it.
     schedule = LrRange(

@@ -6,6 +6,7 @@ not leave the others waiting.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -42,7 +43,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     for about_launch in (
         doctor_checks.ranks,
         doctor_checks.device,
-        doctor_checks.precision,
+        partial(doctor_checks.precision, settings=settings),
         doctor_checks.default_config,
         doctor_checks.port,
     ):

@@ -28,7 +28,8 @@ from cifar10_accel.runs import checkpoint
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
 from cifar10_accel.tracking.wandb import wandb_mode, wandb_server
-from cifar10_accel.training.accelerator import has_bf16_instructions, launch_info, training_dtype
+from cifar10_accel.training.accelerator import launch_info, training_dtype
+from cifar10_accel.training.launch.precision import explain_precision, is_computed_well
 
 Level = Literal["ok", "warning", "error"]
 DEFAULT_PORT = 29500  # of every launcher, unless another is given
@@ -76,25 +77,19 @@ def device(accelerator: Accelerator) -> Check:
     return Check("ok", text)
 
 
-def precision(accelerator: Accelerator) -> Check:
-    """Check that a matrix product is computed in the precision that is set."""
-    square = torch.ones(8, 8, device=accelerator.device)
+def precision(accelerator: Accelerator, settings: Settings) -> Check:
+    """Report the precision and the reason for it; check that a matrix product is computed in it."""
+    chosen, device = accelerator.mixed_precision, accelerator.device
+    square = torch.ones(8, 8, device=device)
     with accelerator.autocast():
         found = (square @ square).dtype
     name = str(found).removeprefix("torch.")
     if found != training_dtype(accelerator):
-        text = f"precision: {accelerator.mixed_precision} is set but products are {name}"
-        return Check("error", text, "give --precision no")
-    if accelerator.device.type != "cpu":
-        return Check("ok", f"precision: products in {name}")
-    if accelerator.mixed_precision == "bf16" and not has_bf16_instructions():
-        return Check(
-            "warning",
-            "precision: bfloat16 without bf16 instructions: many times slower than float32",
-            "give --precision no",
-        )
-    has = "has" if has_bf16_instructions() else "has no"
-    return Check("ok", f"precision: products in {name}; this CPU {has} bf16 instructions")
+        return Check("error", f"precision: {chosen} is set but products are {name}", "give --precision no")
+    text = f"precision: products in {name} ({explain_precision(chosen, settings, device)})"
+    if not is_computed_well(chosen, device):
+        return Check("warning", f"{text}, which this device computes many times slower", "give --precision no")
+    return Check("ok", text)
 
 
 def default_config(accelerator: Accelerator) -> Check:
@@ -112,6 +107,8 @@ def default_config(accelerator: Accelerator) -> Check:
         "num_processes": accelerator.num_processes,
         "use_cpu": accelerator.device.type == "cpu",
     }
+    if str(saved.get("mixed_precision")) in ("no", "False"):  # asks for nothing, so `auto` decides
+        del used["mixed_precision"]
     stale = [f"{name} {saved[name]} (here {used[name]})" for name in used if saved.get(name, used[name]) != used[name]]
     if stale:
         text = f"accelerate: {path} is used by a launch without --config_file and has {', '.join(stale)}"
@@ -182,6 +179,9 @@ def run_folder(settings: Settings) -> Check:
     if _is_locked(folder.path / ".lock"):
         return Check("error", f"run folder: a training is running in {folder.path}", other)
     try:
+        length = folder.chosen_length(settings) if settings.has_open_length else None
+        if length is not None:
+            settings = settings.with_length(recipe=length[0], epochs=length[1])
         if folder.settings().weight_affecting() != settings.weight_affecting():
             return Check("error", f"run folder: {folder.path} holds a run with other settings", other)
         newest = checkpoint.newest(folder.checkpoints)

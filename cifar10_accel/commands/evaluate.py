@@ -1,8 +1,10 @@
 """Evaluate a run or one of its checkpoints on the whole test set, on any number of processes."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from cifar10_accel.data.dataset import Dataset
@@ -11,9 +13,13 @@ from cifar10_accel.runs import checkpoint
 from cifar10_accel.runs.relocate import require_data, settings_here
 from cifar10_accel.runs.run_folder import RunFolder, locate_checkpoint
 from cifar10_accel.settings import Settings
+from cifar10_accel.settings.sources import given_by_environment
 from cifar10_accel.training.evaluation import Evaluation, evaluate_dataset
+from cifar10_accel.training.launch.precision import is_computed_well
 from cifar10_accel.training.setup import RunSetup, set_up_run
 from cifar10_accel.training.state import build_seeded_model
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ def load_trained_run(source: Path, *, overrides: dict[str, str]) -> LoadedRun:
     """
     folder, path = locate_checkpoint(source)
     settings = settings_here(folder.settings(), overrides)
+    if "precision" not in overrides and not given_by_environment(["precision"]):
+        settings = _in_precision_of_this_device(settings)
     require_data(settings)
     setup = set_up_run(settings)
     setup = replace(setup, dataset=_as_trained_on(setup.dataset, folder, settings))
@@ -53,6 +61,18 @@ def evaluate(source: Path, *, overrides: dict[str, str]) -> tuple[Evaluation, Se
     run = load_trained_run(source, overrides=overrides)
     setup = run.setup
     return evaluate_dataset(setup.accelerator, run.model, setup.dataset, setup.settings), setup.settings
+
+
+def _in_precision_of_this_device(settings: Settings) -> Settings:
+    """Return the settings of a run in float32 if the device emulates the run's precision, or does not compute it."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = device or torch.device("cpu")
+    if settings.precision == "auto" or is_computed_well(settings.precision, device):
+        return settings
+    logger.warning(
+        "precision: float32, not the run's %s, which this device does not compute or only slowly", settings.precision
+    )
+    return settings.model_copy(update={"precision": "no"})
 
 
 def _as_trained_on(dataset: Dataset, folder: RunFolder, settings: Settings) -> Dataset:

@@ -12,8 +12,8 @@ from pathlib import Path
 from cifar10_accel.errors import NonFiniteError, SettingsError
 from cifar10_accel.settings import Settings
 from cifar10_accel.tracking.progress import track
-from cifar10_accel.training.lr_schedule import LrRange
 from cifar10_accel.training.oom import fit_micro_batch
+from cifar10_accel.training.optimization.lr_schedule import LrRange
 from cifar10_accel.training.setup import set_up_run
 from cifar10_accel.training.state import build_state
 from cifar10_accel.training.step import train_step

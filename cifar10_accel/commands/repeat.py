@@ -98,6 +98,11 @@ def repeat(
         UserError: A run failed; with the error message of the first one.
     """
     require_no_launcher("repeat")
+    if Settings(**flags).has_open_length:
+        raise SettingsError(
+            "time_budget: it could give each seed another number of epochs; train one run with it, then give repeat "
+            "the --recipe and --epochs of that run"
+        )
     names, groups = [], []
     for recipe in [{}, {"recipe": against}] if against else [{}]:
         name, runs = plan(dict(flags) | recipe, num_seeds=num_seeds)

@@ -27,7 +27,7 @@ from cifar10_accel.data.loader import Batch
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.accelerator import launch_info
-from cifar10_accel.training.lr_schedule import make_schedule
+from cifar10_accel.training.optimization.lr_schedule import make_schedule
 from cifar10_accel.training.setup import set_up_run
 from cifar10_accel.training.state import TrainingState, build_state
 from cifar10_accel.training.step import train_step

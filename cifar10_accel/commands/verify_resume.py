@@ -80,7 +80,8 @@ def verify_resume(
         UserError: A run failed; with its error message.
     """
     require_no_launcher("verify-resume")
-    Settings(**flags)
+    if Settings(**flags).has_open_length:
+        raise SettingsError("time_budget: it could give the two runs other numbers of epochs; give --epochs instead")
     given = {**flags, "tracker": "none", "log_every": 1, "run_name": None}
     costs = torch.accelerator.is_available() and "deterministic" not in flags
     seconds = {}

@@ -39,13 +39,14 @@ def mix(
         seed: Seed of the run.
         step: Number of the step.
     """
+    if mixup_alpha is None and cutmix_alpha is None:
+        return Mixed(images, labels, labels, 1.0)
     random = np.random.Generator(np.random.Philox(key=seed_for(seed, "mix", step)))
     prefers_mixup = random.random() < 0.5
     if mixup_alpha is not None and (cutmix_alpha is None or prefers_mixup):
         return mixup(images, labels, alpha=mixup_alpha, random=random)
-    if cutmix_alpha is not None:
-        return cutmix(images, labels, alpha=cutmix_alpha, random=random)
-    return Mixed(images, labels, labels, 1.0)
+    assert cutmix_alpha is not None
+    return cutmix(images, labels, alpha=cutmix_alpha, random=random)
 
 
 def mixup(images: Tensor, labels: Tensor, *, alpha: float, random: np.random.Generator) -> Mixed:

@@ -43,7 +43,10 @@ class Whitening(nn.Conv2d):
             images: Training images, or a part of them.
             smallest_variance: Added to the variance of each component, so that noise is not amplified without limit.
         """
-        patches = F.unfold(images, self.kernel_size).transpose(1, 2).flatten(0, 1).double()  # (patches, values)
+        height, width = self.kernel_size
+        views = images.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, h, w, height, width)
+        # Not F.unfold, which launches a kernel for each image on a GPU.
+        patches = views.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1).double()  # (patches, values)
         variances, components = torch.linalg.eigh(patches.T.cov())  # columns, from the least variance
         # The sign of an eigenvector is arbitrary: make its largest value positive.
         signs = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()
@@ -99,6 +102,11 @@ class GlobalMaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the maximum over the last two dimensions."""
+        if self.training and torch.compiler.is_compiling():
+            # The gradient of amax goes to the values that equal the maximum. Compiled, it may compare values that are
+            # not yet rounded to half precision with the rounded maximum, find none, and divide by zero
+            # (https://github.com/pytorch/pytorch/issues/195214). The gradient of max goes to a position.
+            return x.flatten(2).max(dim=2).values
         return x.amax(dim=(2, 3))
 
 

@@ -1,5 +1,6 @@
 """Translation of what earlier versions of the package wrote into run folders."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ def translate_settings(values: dict[str, Any], *, source: Path) -> dict[str, Any
     version = values.pop(VERSION_KEY, 1)
     if version == 1:
         values = _translate_version_1(values)
+    if "precision" in values and values["precision"] is None:  # as launched, which only environment.json says
+        values["precision"] = _trained_precision(source.with_name("environment.json"))
     if version < VERSION and (removed := values.keys() - Settings.model_fields.keys()):
         names = ", ".join(sorted(removed))
         logger.warning("%s: written by an earlier version; these settings are gone since: %s", source, names)
@@ -38,6 +41,15 @@ def _translate_version_1(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("augment"), list):  # was applied in this order, whatever the order in the settings
         values["augment"] = [name for name in ("crop", "flip", "cutout") if name in values["augment"]]
     return values
+
+
+def _trained_precision(environment: Path) -> str:
+    """Return the precision that an environment.json says was in effect; float32, the former default, without one."""
+    try:
+        recorded = str(json.loads(environment.read_text())["precision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "no"
+    return "no" if recorded == "fp32" else recorded
 
 
 def translate_training(training: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from cifar10_accel.subprocesses import settings_to_flags
 
 # Settings of the machine that a run was on, which another machine has others of.
 OF_THE_PLACE = frozenset(
-    {"data_dir", "run_dir", "run_name", "num_workers", "num_threads", "collective_timeout"}
+    {"data_dir", "run_dir", "run_name", "num_workers", "num_threads", "collective_timeout", "time_budget"}
     | set(TrackingSettings.model_fields)
 )
 FOLDER = "FOLDER"  # stands for the data set of the person who repeats the run

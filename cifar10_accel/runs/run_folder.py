@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import InputError, Preempted, SettingsError, UserError
 from cifar10_accel.files import read_yaml, write_text
+from cifar10_accel.formatting import format_duration
 from cifar10_accel.runs import checkpoint
 from cifar10_accel.runs.legacy import translate_settings
 from cifar10_accel.settings import Settings
@@ -47,9 +48,17 @@ class RunFolder:
 
     @classmethod
     def of(cls, settings: Settings) -> "RunFolder":
-        """Return the folder `run_dir`, or runs/<run_name>; the default name has recipe, data set and fingerprint."""
+        """Return the folder `run_dir`, or runs/<run_name>; the default name has recipe, data set and fingerprint.
+
+        It has the time budget, too, unless that has chosen the recipe and the number of epochs already: the same
+        command finds its folder before anything is measured.
+        """
+        recipe = "auto" if settings.has_open_recipe else Path(settings.recipe).stem
         dataset = re.sub(r"[^\w.-]+", "-", settings.dataset)  # an import path has a colon
-        name = settings.run_name or f"{Path(settings.recipe).stem}-{dataset}-{settings.fingerprint()}"
+        parts = [recipe, dataset, settings.fingerprint()]
+        if settings.time_budget is not None and settings.has_open_length:
+            parts.insert(2, format_duration(settings.time_budget))
+        name = settings.run_name or "-".join(parts)
         return cls(settings.run_dir or RUNS / name)
 
     def open(self, settings: Settings) -> None:
@@ -99,6 +108,26 @@ class RunFolder:
         except SettingsError as error:
             raise InputError(f"{path}: {error}") from None
 
+    def chosen_length(self, settings: Settings) -> tuple[str, int] | None:
+        """Return the recipe and epochs that a time budget chose for the run that continues here; None without one.
+
+        Raises:
+            SettingsError: That run has another budget, or none.
+        """
+        if not self.has_steps() or not (self.path / "settings.yaml").exists():
+            return None
+        before = self.settings()
+        if before.time_budget != settings.time_budget:
+            had, wanted = (
+                "none" if budget is None else format_duration(budget)
+                for budget in (before.time_budget, settings.time_budget)
+            )
+            raise SettingsError(
+                f"run_dir: {self.path} holds a run with other settings (time_budget {had} -> {wanted}); "
+                f"give another --run-name, or --time-budget {had} to continue it"
+            )
+        return before.recipe if settings.has_open_recipe else settings.recipe, before.epochs
+
     def image_format(self) -> ImageFormat:
         """Return the format of the images that the run was trained on; early versions had CIFAR-10's only."""
         return ImageFormat.from_json(self.read_json("environment.json").get("images", {}))
@@ -145,6 +174,10 @@ class RunFolder:
         """Return True if the training in this folder has finished."""
         return self.read_json("status.json").get("state") == "finished"
 
+    def has_steps(self) -> bool:
+        """Return True if there is a run here that has logged or saved a step."""
+        return self.metrics.exists() or any(self.checkpoints.glob("step-*"))
+
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Replace a JSON file atomically."""
         write_text(self.path / name, json.dumps(values, indent=1) + "\n")
@@ -164,7 +197,7 @@ class RunFolder:
             return None
 
     def _require_same_settings(self, settings: Settings) -> None:
-        if not self.metrics.exists() and not any(self.checkpoints.glob("step-*")):
+        if not self.has_steps():
             return  # it failed before its first step, perhaps for these settings
         before, now = self.settings().weight_affecting(), settings.weight_affecting()
         names = [name for name in (*now, *(before.keys() - now.keys())) if before.get(name) != now.get(name)]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic_settings import NoDecode
 
-from cifar10_accel.settings.section import Positive, Section, built_in
+from cifar10_accel.settings.section import Duration, Positive, Section, built_in
 
 
 class OptimSettings(Section):
@@ -65,6 +65,13 @@ class ScheduleSettings(Section):
     """Length of the training and learning rate."""
 
     epochs: int = Field(24, ge=1, le=100_000, description="passes over the training set")
+    time_budget: Duration | None = Field(
+        None,
+        ge=1,
+        le=30 * 24 * 3600,
+        description="limit of the training time, such as 90s, 10m or 1h: a few timed steps choose the epochs, and the "
+        "recipe for `auto`; given epochs are kept",
+    )
     max_steps: int | None = Field(
         None, ge=1, description="stop after this many steps; the LR curve stays that of all epochs"
     )

@@ -13,11 +13,21 @@ class RunSettings(Section):
     """Execution, evaluation, checkpoints and the run folder."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order, augmentation and hold-out")
-    precision: Literal["no", "fp16", "bf16"] | None = Field(
-        None, description="mixed precision; none: as `accelerate launch` says"
+    precision: Literal["auto", "no", "fp16", "bf16"] = Field(
+        "auto",
+        description="mixed precision, no: float32; auto: as `accelerate launch --mixed_precision` says, else what the "
+        "hardware computes fastest",
     )
     channels_last: bool = Field(True, description="NHWC memory format (faster convolutions)")
     compile: bool = Field(False, description="torch.compile the model (a minute at the start, faster after)")
+    compile_mode: Literal["default", "max-autotune"] = Field(
+        "default", description="max-autotune: torch.compile also tries variants of its kernels (minutes at the start)"
+    )
+    cuda_graph: bool = Field(
+        True,
+        description="launch each step as one CUDA graph: on one GPU, with a built-in model, loss and optimizer (sgd or "
+        "muon), without MixUp and CutMix",
+    )
     deterministic: bool = Field(
         False, description="use only deterministic kernels; slower on a GPU (a CPU always uses them)"
     )
@@ -27,8 +37,10 @@ class RunSettings(Section):
     collective_timeout: float = Field(
         600, ge=1, description="seconds that ranks wait for each other before the run is ended"
     )
-    tta: Literal["none", "flip", "multicrop"] = Field(
-        "none", description="test-time augmentation, reported beside the plain number"
+    tta: Literal["none", "flip", "multicrop", "multicrop_uncertain"] = Field(
+        "none",
+        description="test-time augmentation, reported beside the plain number; multicrop_uncertain: only for the "
+        "quarter of the images with the least certain prediction",
     )
     eval_batch_size: int = Field(1000, ge=1, description="images per evaluation batch and process")
     eval_every: int = Field(1, ge=1, description="epochs between evaluations (the last epoch always is)")
@@ -44,6 +56,12 @@ class RunSettings(Section):
         max_length=100,
         description="none: recipe, data set and a hash of the settings, so that the same command resumes",
     )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _read_former_default(cls, value: Any) -> Any:
+        """Read none, which files of earlier versions have, as `auto`."""
+        return "auto" if value is None or str(value).lower() in ("none", "null") else value
 
     @field_validator("run_name")
     @classmethod

@@ -1,12 +1,13 @@
 """Base of the sections of the settings: checks of built-in names, and values given as text."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from cifar10_accel.components import is_import_path
@@ -14,6 +15,22 @@ from cifar10_accel.errors import SettingsError, did_you_mean
 from cifar10_accel.files import recordable_path
 
 Positive = Annotated[float, Field(gt=0)]
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_DURATION = re.compile(rf"(?:{_NUMBER} *h)? *(?:{_NUMBER} *m(?:in)?)? *(?:{_NUMBER} *s?)?", re.IGNORECASE)
+
+
+def _seconds(value: Any) -> Any:
+    """Return the seconds of a text such as 1h, 10m, 1m30s or 90; anything but text is left to other checks."""
+    if not isinstance(value, str):
+        return value
+    found = _DURATION.fullmatch(value.strip())
+    if not found or not any(found.groups()):
+        raise ValueError("give a time such as 90s, 10m or 1h; a number alone is seconds")
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+Duration = Annotated[float, BeforeValidator(_seconds)]  # in seconds
 
 
 def built_in(*names: str) -> dict[str, Any]:

@@ -69,6 +69,8 @@ class Settings(
             "data_dir",
             "augment_backend",
             "num_workers",
+            "time_budget",
+            "cuda_graph",
             "max_steps",
             "eval_batch_size",
             "eval_every",
@@ -87,6 +89,7 @@ class Settings(
     IS_STORED: ClassVar[bool] = False  # read from a file: keywords are the only source
 
     _given: frozenset[str] = PrivateAttr(frozenset())  # by keyword, flag or environment: not by the recipe
+    _resolves_auto: bool = PrivateAttr(False)  # the recipe is the one that `auto` stands for
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -120,7 +123,9 @@ class Settings(
         """
         if self.recipe != "auto":
             return self
-        return self.replace(recipe="cpu" if on_cpu else "resnet9")
+        resolved = self.replace(recipe="cpu" if on_cpu else "resnet9")
+        resolved._resolves_auto = True
+        return resolved
 
     def resolve(self) -> Self:
         """Return the settings with the recipe that `auto` stands for on this machine."""
@@ -131,6 +136,27 @@ class Settings(
     def replace(self, **values: Any) -> Self:
         """Return the settings that result if these values are given too; the recipe is read again around them."""
         return type(self)(**{name: getattr(self, name) for name in self._given} | values)
+
+    @property
+    def has_open_length(self) -> bool:
+        """True if the number of epochs is the time budget's to choose: it is neither given nor that of a stored run."""
+        return self.time_budget is not None and "epochs" not in self._given
+
+    @property
+    def has_open_recipe(self) -> bool:
+        """True if the recipe, too, is the time budget's to choose: it is `auto`, or what `auto` stands for."""
+        return self.has_open_length and (self._resolves_auto or self.recipe == "auto")
+
+    def with_length(self, *, recipe: str, epochs: int) -> Self:
+        """Return the settings with a recipe and a number of epochs, and with what follows from the two.
+
+        The LR peak moves in proportion; a recipe that evaluates at its end alone still does. Settings that were
+        resolved stay so.
+        """
+        own = self.replace(recipe=recipe)
+        evaluates_at_end = own.eval_every == own.epochs and "eval_every" not in self._given
+        changed = own.replace(epochs=epochs, **{"eval_every": epochs} if evaluates_at_end else {})
+        return changed.model_copy(update={"dataset": self.dataset, "precision": self.precision})
 
     def unused(self) -> frozenset[str]:
         """Return the settings of built-in components that play no part, because a component is not built in."""

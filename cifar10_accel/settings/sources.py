@@ -36,7 +36,8 @@ class RecipeSource(PydanticBaseSettingsSource):
         if recipe == "auto":
             return {}
         values = self._with_scaled_peak(merge_dotted(read_recipe(recipe)))
-        values.pop(VERSION_KEY, None)  # the file may be a run's settings.yaml
+        if values.pop(VERSION_KEY, None) is not None:  # a run's settings.yaml, of which the budget chose the epochs
+            values.pop("time_budget", None)
         for setting, names in self._of_built_in.items():
             if is_import_path(self.current_state.get(setting)):
                 left_out = {*names, setting, f"{setting}_args"}

@@ -4,7 +4,6 @@ import atexit
 import ctypes
 import gc
 import importlib
-import logging
 import os
 import platform
 from collections.abc import Callable
@@ -13,15 +12,16 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, parse_flag_from_env
 
 from cifar10_accel.errors import SettingsError, UserError
 from cifar10_accel.settings import RunSettings
 from cifar10_accel.subprocesses import num_cores
 from cifar10_accel.training.launch.agreement import require_same_launch
 from cifar10_accel.training.launch.joining import join_launch
+from cifar10_accel.training.launch.precision import resolve_precision
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -33,15 +33,14 @@ OTHER_ENGINES = (
     "ACCELERATE_USE_PARALLELISM_CONFIG",
 )
 
-logger = logging.getLogger(__name__)
-
 
 def make_accelerator(settings: RunSettings) -> Accelerator:
     """Return the Accelerator of this process and set precision, threads and kernels. All ranks must call this.
 
     Raises:
         SettingsError: The launch is incomplete, or one that Accelerate would accept silently: several processes that
-            each run as the only one, fp16 on a CPU (which computes in float32), or ranks with different settings.
+            each run as the only one, fp16 on a CPU (which computes in float32), or ranks with different settings or
+            precisions.
         InputError: The ranks have different versions of the packages.
         LostPeerError: A process of the launch is missing or cannot be reached.
     """
@@ -58,25 +57,28 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     AcceleratorState._shared_state = type(AcceleratorState._shared_state)()
     with _joined_launch(timeout, num_launched=num_launched):
         try:
+            # With more than one process on a machine without GPU, all would otherwise become rank 0 of 1.
+            on_cpu = (without_gpu and num_launched > 1) or parse_flag_from_env("ACCELERATE_USE_CPU")
+            joined = PartialState(cpu=on_cpu, timeout=timeout)  # this rank's device, on which its precision depends
+            require_same_launch(joined, settings)
             accelerator = Accelerator(
-                mixed_precision=settings.precision,
-                cpu=without_gpu and num_launched > 1,  # else N ranks of a GPU launch all become rank 0 of 1
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+                mixed_precision=resolve_precision(settings, joined),
+                cpu=on_cpu,
                 # Explicit, because a launch file or the environment would change the gradients or the model otherwise;
                 # accumulation and compilation are settings of this package.
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                 dynamo_backend="no",
             )
+        except SettingsError:
+            raise
         except ValueError as error:  # such as an incomplete set of a launcher's variables
             raise SettingsError(f"launch: {error}; start with `accelerate launch` or torchrun") from None
-        require_same_launch(accelerator, settings)
     if accelerator.num_processes != num_launched:
         raise SettingsError(
             f"launch: WORLD_SIZE is {num_launched} but Accelerate sees {accelerator.num_processes} process(es); "
             "start with `accelerate launch --multi_gpu --num_processes N -m cifar10_accel.train` or torchrun"
         )
     if accelerator.device.type == "cpu":
-        _check_cpu_precision(accelerator)
         torch.set_num_threads(
             settings.num_threads or max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         )
@@ -120,19 +122,6 @@ def _joined_launch(timeout: timedelta, *, num_launched: int) -> AbstractContextM
         return nullcontext()
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return join_launch(torch.distributed.get_default_backend_for_device(found or "cpu"), timeout)
-
-
-def _check_cpu_precision(accelerator: Accelerator) -> None:
-    if accelerator.mixed_precision == "fp16":
-        raise SettingsError("precision: 'fp16' on a CPU would silently be fp32; give --precision no (or bf16)")
-    if accelerator.mixed_precision == "bf16" and accelerator.is_main_process and not has_bf16_instructions():
-        logger.warning("bf16 on a CPU without bf16 instructions is many times slower; give --precision no")
-
-
-def has_bf16_instructions() -> bool:
-    """Return whether this CPU has bf16 instructions; without them bf16 is many times slower than float32."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _leave_process_group() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cifar10_accel.errors import InputError, OutOfResourcesError
 from cifar10_accel.runs.dynamics import UNSEEN, Dynamics
+from cifar10_accel.training.async_reader import AsyncReader
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class DynamicsRecorder:
         self._losses: list[npt.NDArray[np.float16]] = []  # (N,) of each finished epoch; main process only
         self._predictions: list[npt.NDArray[Any]] = []
         self._num_written = 0
+        self._reader = AsyncReader()
 
     @torch.no_grad()
     def record(self, indices: Tensor, labels: Tensor, logits: Tensor, predictions: Tensor) -> None:
@@ -51,15 +53,18 @@ class DynamicsRecorder:
 
     def end_epoch(self) -> None:
         """Append the epoch to the record and start the next one. All ranks must call this."""
-        loss, prediction = self._accelerator.reduce(self._epoch).cpu().numpy()
+        self._reader.read(self._accelerator.reduce(self._epoch), self._append_epoch)
+        self._epoch.zero_()
+
+    def _append_epoch(self, epoch: Tensor) -> None:
         if self._accelerator.is_main_process:
+            loss, prediction = epoch.numpy()
             loss = np.where(prediction > 0, loss.clip(None, LARGEST_LOSS), np.nan).astype(np.float16)
             self._append(loss, (prediction - 1).astype(self._dtype))
-        self._epoch.zero_()
 
     def capture(self) -> Tensor:
         """Return the unfinished epoch of all ranks, (2, N), for a checkpoint (rank 0's). All ranks must call this."""
-        self._epoch = self._accelerator.reduce(self._epoch)
+        self._epoch.copy_(self._accelerator.reduce(self._epoch))
         captured = self._epoch.cpu().clone()
         if not self._accelerator.is_main_process:
             self._epoch.zero_()
@@ -86,6 +91,7 @@ class DynamicsRecorder:
         Raises:
             OutOfResourcesError: The file cannot be written.
         """
+        self._reader.finish()
         if len(self._losses) == self._num_written:
             return
         try:

@@ -1,14 +1,21 @@
-"""Logging of training metrics: to the tracker, and as a table and a progress bar on the terminal."""
+"""Logging of training metrics: to the tracker, and as a table and a progress bar on the terminal.
+
+On a GPU the metrics of a step are logged when those of the next line are due, so that the loop never waits for them.
+"""
 
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
+
+from torch import Tensor
 
 from cifar10_accel.components import is_import_path
 from cifar10_accel.data.batch_plan import BatchPlan
 from cifar10_accel.settings import Settings
 from cifar10_accel.tracking.progress import RunProgress
 from cifar10_accel.tracking.tracker import Tracker
+from cifar10_accel.training.async_reader import AsyncReader
 from cifar10_accel.training.state import TrainingState
 from cifar10_accel.training.step import require_finite
 
@@ -32,6 +39,7 @@ class MetricsLogger:
         self._settings = settings
         self._last_metrics: Metrics = {}
         self._last_evaluation: Metrics = {}  # of this epoch's end
+        self._reader = AsyncReader()
         self._contexts = ExitStack()
 
     def __enter__(self) -> Self:
@@ -47,15 +55,19 @@ class MetricsLogger:
         self._contexts.__exit__(kind, error, trace)
 
     def log_step(self, state: TrainingState, *, lr: float) -> None:
-        """Log the means over the steps since the last call, of all ranks. The only wait for a GPU in the loop.
+        """Log the means over the steps since the last call, of all ranks.
 
         Raises:
-            NonFiniteError: The loss of one of these steps is not finite, on any rank.
+            NonFiniteError: The loss of one of these steps is not finite, on any rank; on a GPU, that of a step before
+                the last call.
         """
         totals = state.accelerator.reduce(state.metrics_since_log)
-        require_finite(totals, f"the loss near step {state.step}, lr {lr:g},")
-        loss, correct, num_images = totals.tolist()
+        self._reader.read(totals, partial(self._log_line, state, step=state.step, lr=lr))
         state.metrics_since_log.zero_()
+
+    def _log_line(self, state: TrainingState, totals: Tensor, *, step: int, lr: float) -> None:
+        require_finite(totals, f"the loss near step {step}, lr {lr:g},")
+        loss, correct, num_images = totals.tolist()
         new = (loss, correct, num_images)
         state.epoch_metrics = [before + now for before, now in zip(state.epoch_metrics, new, strict=True)]
         self._last_evaluation = {}
@@ -66,23 +78,36 @@ class MetricsLogger:
             **({} if is_import_path(self._settings.optimizer) else {"momentum": self._settings.momentum}),
             "images_per_second": num_images / state.stopwatch.lap(),
         }
-        self.log(state, self._last_metrics)
-        self._progress.update(state.step, self._last_metrics["images_per_second"])
+        self._log(self._last_metrics, step=step)
+        self._progress.update(step, self._last_metrics["images_per_second"])
 
     def log_epoch(self, state: TrainingState, evaluated: Metrics) -> None:
         """Log the evaluation at the end of an epoch and print the epoch's row: means over all its steps."""
+        self._reader.then(partial(self._log_epoch, state, evaluated, step=state.step))
+
+    def _log_epoch(self, state: TrainingState, evaluated: Metrics, *, step: int) -> None:
         self._last_evaluation = evaluated
         if evaluated:
-            self.log(state, evaluated)
+            self._log(evaluated, step=step)
         loss, correct, num_images = state.epoch_metrics
         state.epoch_metrics = [0.0, 0.0, 0.0]
-        row = {"epoch": self._epoch_of(state), "seconds": state.stopwatch.seconds(), **self._last_metrics, **evaluated}
+        seconds = state.stopwatch.seconds()
+        row = {"epoch": step / self._plan.steps_per_epoch, "seconds": seconds, **self._last_metrics, **evaluated}
         if num_images:  # none when a finished training is only evaluated again
             row |= {"train/loss": loss / num_images, "train/accuracy": correct / num_images}
         self._progress.print_epoch(row)
 
+    def finish(self) -> None:
+        """Log what was not yet logged. Call it before the state is saved, so that no metrics are between two runs.
+
+        Raises:
+            NonFiniteError: As `log_step`.
+        """
+        self._reader.finish()
+
     def newest(self) -> Metrics:
-        """Return the last training metrics and the evaluation after them, if there was one."""
+        """Return the last training metrics and the evaluation after them, if there was one; on a GPU this waits."""
+        self._reader.finish()
         return self._last_metrics | self._last_evaluation
 
     def print(self, text: Any) -> None:
@@ -91,7 +116,8 @@ class MetricsLogger:
 
     def log(self, state: TrainingState, metrics: Metrics) -> None:
         """Log metrics at the state's step."""
-        self.tracker.log(metrics, step=state.step, epoch=self._epoch_of(state))
+        self._reader.finish()
+        self._log(metrics, step=state.step)
 
-    def _epoch_of(self, state: TrainingState) -> float:
-        return state.step / self._plan.steps_per_epoch
+    def _log(self, metrics: Metrics, *, step: int) -> None:
+        self.tracker.log(metrics, step=step, epoch=step / self._plan.steps_per_epoch)

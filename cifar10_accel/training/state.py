@@ -20,9 +20,10 @@ from cifar10_accel.runs.checkpoint import CheckpointData, load_into
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.callbacks import Callbacks
 from cifar10_accel.training.compilation import require_compiler
+from cifar10_accel.training.cuda_graphs import CudaGraphs, make_cuda_graphs
 from cifar10_accel.training.dynamics_recorder import DynamicsRecorder
-from cifar10_accel.training.loss import Loss, make_loss
-from cifar10_accel.training.optimizer import make_average, prepare
+from cifar10_accel.training.optimization.loss import Loss, make_loss
+from cifar10_accel.training.optimization.optimizer import make_average, prepare
 from cifar10_accel.training.setup import RunSetup
 from cifar10_accel.training.stopwatch import Stopwatch
 
@@ -42,6 +43,7 @@ class TrainingState:
     average: AveragedModel | None  # the averaged weights, with `ema_decay`
     optimizer: Optimizer
     loss: Loss
+    cuda_graphs: CudaGraphs | None = None  # of the steps, where they can be recorded
     callbacks: Callbacks | None = None
     recorder: DynamicsRecorder | None = None  # of the loss and prediction of each training image
     step: int = 0  # steps done
@@ -61,16 +63,19 @@ class TrainingState:
 
     def capture(self) -> CheckpointData:
         """Copy everything that `restore` needs. All ranks must call this; rank 0's result is the one to save."""
-        self.metrics_since_log = self.accelerator.reduce(self.metrics_since_log)
+        self.metrics_since_log.copy_(self.accelerator.reduce(self.metrics_since_log))
         if not self.accelerator.is_main_process:
             self.metrics_since_log.zero_()
-        scaler = self.accelerator.scaler
+        scaler, optimizer = self.accelerator.scaler, self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            if isinstance(group["lr"], Tensor):  # where steps are CUDA graphs
+                group["lr"] = group["lr"].item()
         return CheckpointData(
             step=self.step,
             model=self.model.state_dict(),
             average=None if self.average is None else self.average.state_dict(),
             training={
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "loss_scale": None if scaler is None else scaler.state_dict(),
                 "metrics_since_log": self.metrics_since_log,
                 "epoch_metrics": self.epoch_metrics,
@@ -120,17 +125,23 @@ def build_state(setup: RunSetup) -> TrainingState:
         require_compiler(accelerator.device)
     model = build_seeded_model(settings, accelerator, dataset)
     if settings.whitening:
-        fit_whitening(model, _some_images(dataset, accelerator.device))
+        fit_whitening(model, some_training_images(dataset, accelerator.device))
     if settings.init_from is not None:
         load_fitting(model, read_weights(settings.init_from), source=settings.init_from)
     if settings.freeze:
         freeze(model, settings.freeze)
     average = make_average(model, settings.ema_decay)
-    if settings.compile:
-        model.compile()
-    wrapped_model, optimizer = prepare(accelerator, model, settings)
     loss = make_loss(settings, dataset, device=accelerator.device)
-    return TrainingState(accelerator, settings, model, wrapped_model, average, optimizer, loss)
+    if settings.compile:
+        # The forward inside Accelerate's wrapper, which is new for every model: compiled with it, each model of a
+        # process would be compiled anew. Each shape gets a graph of its own: one for any shape is slower.
+        # A whole step becomes a CUDA graph, not the model's part of it.
+        mode = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}[settings.compile_mode]
+        model.forward = torch.compile(model.forward, mode=mode, dynamic=False)
+        loss = loss if is_import_path(settings.loss) else torch.compile(loss, dynamic=False)
+    wrapped_model, optimizer = prepare(accelerator, model, settings)
+    cuda_graphs = make_cuda_graphs(settings, accelerator, optimizer)
+    return TrainingState(accelerator, settings, model, wrapped_model, average, optimizer, loss, cuda_graphs)
 
 
 def build_seeded_model(settings: Settings, accelerator: Accelerator, dataset: Dataset) -> nn.Module:
@@ -145,7 +156,7 @@ def build_seeded_model(settings: Settings, accelerator: Accelerator, dataset: Da
     return model.to(memory_format=torch.channels_last) if settings.channels_last else model
 
 
-def _some_images(dataset: Dataset, device: torch.device) -> Tensor:
+def some_training_images(dataset: Dataset, device: torch.device) -> Tensor:
     """Normalised images spread over the training set, (about WHITENING_IMAGES, C, H, W)."""
     split = dataset.train
     chosen = torch.from_numpy(split.images[:: max(1, len(split) // WHITENING_IMAGES)]).to(device)

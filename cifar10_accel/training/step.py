@@ -5,6 +5,7 @@ Legend: B images per micro-batch, K classes.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ from cifar10_accel.data.loader import Batch
 from cifar10_accel.errors import NonFiniteError
 from cifar10_accel.randomness import seed_for
 from cifar10_accel.runs.run_folder import RunFolder
-from cifar10_accel.training.optimizer import set_lr
+from cifar10_accel.training.optimization.optimizer import set_lr
 from cifar10_accel.training.state import TrainingState
+
+LOWER_LR = "lower --max-lr or raise --div-factor"
 
 
 def train_step(state: TrainingState, batches: list[Batch], *, lr: float) -> Tensor:
@@ -30,26 +33,39 @@ def train_step(state: TrainingState, batches: list[Batch], *, lr: float) -> Tens
     Raises:
         NonFiniteError: On a CPU, the loss or a gradient is not finite.
     """
-    accelerator, settings = state.accelerator, state.settings
     seed_layers(state)
     set_lr(state.optimizer, lr)
+    # The first average of weights is a copy, which must not be recorded as what every step does.
+    starts_average = state.average is not None and bool(state.average.n_averaged == 0)
+    if state.cuda_graphs is None or starts_average:
+        totals = _compute_step(state, batches)
+    else:
+        totals = state.cuda_graphs.take_step(partial(_compute_step, state), batches)
+    if state.average is not None:
+        state.average.n_averaged += 1
+    state.metrics_since_log += totals
+    state.step += 1
+    return totals
+
+
+def _compute_step(state: TrainingState, batches: list[Batch]) -> Tensor:
+    """Do what the device does in a step; it must not depend on Python values that change from step to step."""
+    accelerator, settings = state.accelerator, state.settings
     totals = torch.zeros(3, device=accelerator.device)
     for number, batch in enumerate(batches, start=1):
         is_last = number == len(batches)  # only then are gradients averaged over ranks
         with nullcontext() if is_last else accelerator.no_sync(state.wrapped_model):
             totals += forward_backward(state, state.wrapped_model, batch, num_batches=len(batches))
     if accelerator.device.type == "cpu":
-        require_finite(accelerator.reduce(totals), "the loss")
+        require_finite(accelerator.reduce(totals), "the loss", remedy=_remedy(state))
         gradients = [p.grad for p in state.wrapped_model.parameters() if p.grad is not None]
-        require_finite(get_total_norm(gradients), "the gradient")
+        require_finite(get_total_norm(gradients), "the gradient", remedy=_remedy(state))
     if settings.grad_clip is not None:
         accelerator.clip_grad_norm_(state.wrapped_model.parameters(), settings.grad_clip)
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.average is not None:
         state.average.update_parameters(state.model)
-    state.metrics_since_log += totals
-    state.step += 1
     return totals
 
 
@@ -81,10 +97,20 @@ def seed_layers(state: TrainingState) -> None:
         torch.get_device_module(state.accelerator.device).manual_seed(key)
 
 
-def require_finite(values: Tensor, what: str) -> None:
+def require_finite(values: Tensor, what: str, *, remedy: str = LOWER_LR) -> None:
     """Raise `NonFiniteError` unless every value is finite; on all ranks if the values are the same there."""
     if not torch.isfinite(values).all():
-        raise NonFiniteError(f"{what} is not finite (nothing broken was saved); lower --max-lr or raise --div-factor")
+        raise NonFiniteError(f"{what} is not finite (nothing broken was saved); {remedy}")
+
+
+def _remedy(state: TrainingState) -> str:
+    """Return what to do about a loss or gradient that is not finite; before the first step the LR plays no part."""
+    if state.step > 0:
+        return LOWER_LR
+    settings = state.settings
+    flags = ["--precision no"] * (settings.precision != "no") + ["--no-compile"] * settings.compile
+    attempt = f"try {' and '.join(flags)}, and " if flags else ""
+    return f"no step was taken before, so it is not the LR: {attempt}check data, initial weights, model and loss"
 
 
 @contextmanager

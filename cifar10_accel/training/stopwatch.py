@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 
 class Stopwatch:
     """Stopwatch that is stopped until `start()` and within `paused()`; `seconds` is the time to start from."""
@@ -29,7 +31,9 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Context during which the stopwatch does not run."""
+        """Context during which the stopwatch does not run; a GPU's work up to here still counts."""
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
         self._seconds, self._since = self.seconds(), None
         try:
             yield

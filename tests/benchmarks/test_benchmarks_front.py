@@ -182,8 +182,8 @@ def test_ours_and_the_peer_alternate_and_add_up(tmp_path: Path, monkeypatch: pyt
     comparison = Comparison(out=tmp_path / "out", given=given, settings=Settings(**given), device="CPU")
     comparison.out.mkdir()
     run = TimedRun(plain=0.5, tta=0.95, seconds=4.0, train_seconds=3.0)
-    comparison.add([run, run], block=0)
-    comparison.add([run], block=1)
+    comparison.add("", [run, run], block=0)
+    comparison.add("", [run], block=1)
     for _ in range(2):
         run_blocks(comparison, tmp_path, runs=2, minutes=9)
         assert [len(comparison.runs(block)) for block in range(4)] == [2, 2, 2, 2]
@@ -194,6 +194,8 @@ def test_ours_and_the_peer_alternate_and_add_up(tmp_path: Path, monkeypatch: pyt
     mean = (8 + sum(run.seconds for run in ours)) / 4
     assert f"| {mean:.3f} (sd " in table
     assert f"| {mean / ((4.0 + 3 * 2.5) / 4):.3f} |" in table
+    assert len(comparison.fit_seconds()) == 1  # of block 3; block 1 was made before
+    assert f"| {comparison.fit_seconds()[0]:.3f} (sd nan) | - | - |" in table
     assert "4 of 4 >= 94%" in table
     assert "2 of 4 >= 94%" in table
 

@@ -10,13 +10,13 @@ COMPLETED = [
     ("cifar10-accel tr", 1, {"train"}),
     ("cifar10-accel train --tra", 2, {"--tracker"}),
     ("cifar10-accel train --max-l", 2, {"--max-lr"}),  # the form with underscores is not offered too
-    ("cifar10-accel train --precision ", 3, {"no", "fp16", "bf16"}),
+    ("cifar10-accel train --precision ", 3, {"auto", "no", "fp16", "bf16"}),
     ("cifar10-accel train --model air", 3, {"airbench94", "airbench96"}),
     ("cifar10-accel train --recipe speed", 3, {"speed94"}),
     ("cifar10-accel train --augment crop,cut", 3, {"crop,cutout"}),
     ("cifar10-accel train --compile ", 3, {"true", "false"}),
     ("cifar10-accel doctor --tta f", 3, {"flip"}),
-    ("cifar10-accel evaluate run --tta mul", 4, {"multicrop"}),
+    ("cifar10-accel evaluate run --tta mul", 4, {"multicrop", "multicrop_uncertain"}),
     ("cifar10-accel export run --format on", 4, {"onnx"}),
     ("cifar10-accel repeat --against smo", 3, {"smoke"}),
 ]

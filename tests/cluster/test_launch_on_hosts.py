@@ -26,7 +26,7 @@ def machines(hosts: Hosts) -> Iterator[Hosts]:
     [
         ({"max_lr": 0.05}, "max_lr is 0.05 for rank 1 on nodeb but 0.2 for rank 0 on nodea"),
         ({"max_steps": 7}, "max_steps is 7 for rank 1 on nodeb but None for rank 0 on nodea"),
-        ({"precision": "fp16"}, "precision is fp16 for rank 1 on nodeb but None for rank 0 on nodea"),
+        ({"precision": "fp16"}, "precision is fp16 for rank 1 on nodeb but no for rank 0 on nodea"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -125,10 +125,11 @@ def test_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_precision_is_that_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    accelerator = make_accelerator(Settings(**TINY))
-    assert "products in float32" in doctor_checks.precision(accelerator).text
+    settings = Settings(**TINY)
+    accelerator = make_accelerator(settings)
+    assert "products in float32" in doctor_checks.precision(accelerator, settings).text
     monkeypatch.setattr(doctor_checks, "training_dtype", lambda accelerator: torch.bfloat16)
-    assert doctor_checks.precision(accelerator).level == "error"
+    assert doctor_checks.precision(accelerator, settings).level == "error"
 
 
 def test_tracking(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from cifar10_accel.commands.lr_range import LrRangeResult, suggest
 from cifar10_accel.errors import SettingsError
-from cifar10_accel.training.lr_schedule import LrRange
+from cifar10_accel.training.optimization.lr_schedule import LrRange
 
 LRS = [LrRange(total_steps=100, min_lr=1e-4, max_lr=10, growth="exponential").lr_at(step) for step in range(100)]
 

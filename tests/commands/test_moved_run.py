@@ -177,6 +177,7 @@ def stored(**values: Any) -> Settings:
 def test_settings_of_the_place_give_way_to_what_is_said_now(monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"precision": "no", "tracker": "tensorboard", "num_workers": "2", "num_threads": "1", "data_dir": "/now"}
     run = stored(precision="bf16", tracker="wandb", num_workers=8, num_threads=1, wandb_project="theirs", max_lr=0.3)
+    monkeypatch.delenv("CIFAR10_ACCEL_PRECISION")  # which all tests have
     unchanged = settings_here(run, {})
     assert unchanged.model_dump() == run.model_dump()
     for name, value in said.items():

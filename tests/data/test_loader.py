@@ -133,7 +133,7 @@ def test_augmenting_several_steps_at_once_changes_nothing(
     """As on a GPU; an epoch has four steps, and a group of steps ends with its epoch."""
     a_plan = plan(num_processes=2, rank=1, grad_accum_steps=2)
     expected = pixels(split, 1, a_plan)
-    monkeypatch.setattr(loader, "_steps_per_group", lambda device: ahead)
+    monkeypatch.setattr(loader, "_steps_per_group", lambda plan, device: ahead)
     found = pixels(split, 1, a_plan)
     assert len(found) == len(expected) == 8
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(expected, found, strict=True))

@@ -102,6 +102,7 @@ def test_a_recipe_file_is_written_out(tmp_path: Path) -> None:
         "train",
         "--recipe=cpu",
         "--epochs=20",
+        "--precision=no",
         "--peak-epoch=0",
     ]
 
@@ -109,7 +110,7 @@ def test_a_recipe_file_is_written_out(tmp_path: Path) -> None:
 def test_processes_are_part_of_the_command() -> None:
     settings = Settings(recipe="smoke")
     command = reproduction(settings, {"device": "NVIDIA H100", "threads": 8, "processes": 4}).command
-    assert command == "torchrun --standalone --nproc_per_node 4 -m cifar10_accel.train --recipe=smoke"
+    assert command == "torchrun --standalone --nproc_per_node 4 -m cifar10_accel.train --recipe=smoke --precision=no"
     assert settings_of(command) == settings
 
 

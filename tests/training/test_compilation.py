@@ -3,14 +3,24 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch._dynamo
 import torch._inductor.config
 from training_commands import TINY, flags, run_python
 
+from cifar10_accel.data.dataset import Dataset, Split
 from cifar10_accel.errors import MachineError
+from cifar10_accel.settings import Settings
+from cifar10_accel.training.accelerator import make_accelerator
 from cifar10_accel.training.compilation import require_compiler
+from cifar10_accel.training.evaluation import evaluate_split
+from cifar10_accel.training.setup import RunSetup
+from cifar10_accel.training.state import build_state
+from cifar10_accel.training.step import train_step
 
 CPU = torch.device("cpu")
 
@@ -59,3 +69,48 @@ def test_a_machine_with_a_compiler_passes() -> None:
         pytest.skip("there is no g++")
     torch._dynamo.reset()
     require_compiler(CPU)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_several_models_of_a_process_are_compiled_once(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training at two image sizes and evaluation, also in half precision, where Accelerate wraps every model anew."""
+    graphs: list[list[tuple[int, ...]]] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append([tuple(value.shape) for value in inputs])
+        return graph.forward
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **_: original(model, backend=count, dynamic=False))
+    torch._dynamo.reset()
+    settings = Settings(
+        recipe="cpu",
+        width=4,
+        precision=precision,
+        num_threads=1,
+        compile=True,
+        batch_size=10,
+        epochs=2,
+        eval_batch_size=8,
+    )
+    numbers: list[int] = []
+    for seed in range(3):
+        _train_and_evaluate(settings.replace(seed=seed), _images(20))
+        numbers.append(len(graphs))
+    assert numbers[0] >= 4  # training at two sizes, evaluation, loss
+    assert numbers == [numbers[0]] * 3
+    assert all(isinstance(side, int) for shapes in graphs for shape in shapes for side in shape)
+
+
+def _train_and_evaluate(settings: Settings, dataset: Dataset) -> None:
+    setup = RunSetup(make_accelerator(settings), settings, dataset)
+    state = build_state(setup)
+    for batches in setup.loader.batches(0, settings.epochs * setup.plan.steps_per_epoch):
+        train_step(state, batches, lr=0.01)
+    evaluate_split(setup.accelerator, state.evaluated_model, dataset.test, batch_size=settings.eval_batch_size)
+
+
+def _images(number: int) -> Dataset:
+    images = np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), dtype=np.uint8)
+    split = Split(images, np.arange(number) % 10)
+    return Dataset(name="synthetic", train=split, test=split, class_names=tuple("abcdefghij"))

@@ -4,6 +4,7 @@ The meta device has shapes but no values. A step that reads a value fails there,
 the host with those of the device, which would go unnoticed on a CPU.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_commands import TINY
 
 from cifar10_accel.data import device_cache
+from cifar10_accel.data.augment.batched import normalize
 from cifar10_accel.data.dataset import Dataset, Split
 from cifar10_accel.recipes import recipe_names
 from cifar10_accel.settings import Settings
@@ -25,6 +28,7 @@ from cifar10_accel.train import fit
 from cifar10_accel.training import state as training_state
 from cifar10_accel.training.dynamics_recorder import DynamicsRecorder
 from cifar10_accel.training.evaluation import _view_logits
+from cifar10_accel.training.optimization.optimizer import make_average
 from cifar10_accel.training.setup import RunSetup
 from cifar10_accel.training.step import train_step
 
@@ -42,6 +46,18 @@ class _OneDevice(TorchDispatchMode):
         devices = {tensor.device.type for tensor in given if tensor.ndim or tensor.device == DEVICE}
         assert len(devices) < 2 or name in COPIES, f"{name} of tensors on {sorted(devices)}"
         return function(*args, **(kwargs or {}))
+
+
+class _NoCopies(TorchDispatchMode):
+    """Context in which a copy between host and device fails, at which the host of a GPU would wait."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket.__name__ in COPIES:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+            devices = {tensor.device.type for tensor in tensors}
+            assert len(devices) == 1, f"copy between {sorted(devices)}"
+        return result
 
 
 @pytest.fixture
@@ -76,9 +92,12 @@ def test_no_step_and_no_evaluation_waits_for_the_device(changes: dict[str, Any],
         state = training_state.build_state(setup)
         state.recorder = DynamicsRecorder(accelerator, split.labels, num_classes=10)
         for batches in setup.loader.batches(0, 2 * setup.plan.steps_per_epoch):
-            train_step(state, batches, lr=0.1)
+            with _NoCopies() if state.step else nullcontext():
+                train_step(state, batches, lr=0.1)
         images = device_cache.cached_images(split, DEVICE).take(torch.arange(100))
-        plain, averaged = _view_logits(state.evaluated_model.eval(), images, settings.tta)
+        inputs = normalize(images, torch.float32)
+        tta = settings.tta.removesuffix("_uncertain")
+        plain, averaged = _view_logits(state.evaluated_model.eval(), inputs, tta)
     assert state.metrics_since_log.device == plain.device == averaged.device == DEVICE
     assert all(parameter.device == DEVICE for parameter in state.model.parameters())
 
@@ -112,6 +131,33 @@ def test_the_device_finds_synchronisations_and_mixed_devices() -> None:
             bool(on_device.sum() > 0)
         with pytest.raises(NotImplementedError):
             on_device[on_device > 0]
+    with _NoCopies():
+        on_device + 1
+        with pytest.raises(AssertionError, match="copy between"):
+            on_host.to(DEVICE)
+        with pytest.raises(AssertionError, match="copy between"):
+            on_device.copy_(on_host)
+
+
+def test_the_average_of_weights_is_that_of_pytorch() -> None:
+    """The same bits for weights and running statistics; torch's own copies a number to the device in every step."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    ours = make_average(model, 0.9)
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    assert ours is not None
+    for _ in range(4):
+        model(torch.randn(5, 3, 8, 8))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        ours.update_parameters(model)
+        ours.n_averaged += 1
+        theirs.update_parameters(model)
+    floats = {name: value for name, value in theirs.state_dict().items() if value.is_floating_point()}
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(ours.state_dict()[name], value) for name, value in floats.items())
+    assert ours.n_averaged == theirs.n_averaged == ours.module[1].num_batches_tracked == 4
 
 
 def _dataset() -> Dataset:

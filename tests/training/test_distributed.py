@@ -93,15 +93,16 @@ settings = Settings(**json.loads(sys.argv[1]))
 accelerator = make_accelerator(settings)
 dataset = load_dataset(settings, seed=0)
 model = build_state(RunSetup(accelerator, settings, dataset)).model
-plain, tta = evaluate_split(accelerator, model, dataset.test, batch_size=7, tta="multicrop")
+plain, tta = evaluate_split(accelerator, model, dataset.test, batch_size=7, tta=settings.tta)
 if accelerator.is_main_process:
     print(json.dumps([len(plain.label), plain.accuracy(), plain.loss.tolist(), tta.accuracy()]))
 """
 
 
-def test_evaluation_counts_every_image_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tta", ["multicrop", "multicrop_uncertain"])
+def test_evaluation_counts_every_image_once(tta: str, tmp_path: Path) -> None:
     (tmp_path / "exact.py").write_text(EXACT)
-    settings = json.dumps(TINY | {"synthetic_size": 1005})  # 201 test images
+    settings = json.dumps(TINY | {"synthetic_size": 1005, "tta": tta})  # 201 test images
     found = []
     for count in (1, 2, 3):
         done = run_python("exact.py", settings, cwd=tmp_path, num_processes=count)

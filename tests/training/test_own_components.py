@@ -15,7 +15,7 @@ from trainings import bits_of
 
 from cifar10_accel import Dataset, Settings, fit
 from cifar10_accel.errors import InputError, SettingsError
-from cifar10_accel.training.lr_schedule import make_schedule
+from cifar10_accel.training.optimization.lr_schedule import make_schedule
 from cifar10_accel.training.run import Run
 
 SMALL: dict[str, Any] = {
@@ -238,7 +238,7 @@ def test_sizes_that_the_images_do_not_have(tmp_path: Path) -> None:
 
 
 def test_the_optimizer_gets_groups_whose_decay_is_that_of_the_settings() -> None:
-    from cifar10_accel.training.optimizer import make_optimizer
+    from cifar10_accel.training.optimization.optimizer import make_optimizer
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     settings = Settings(optimizer="torch.optim:RMSprop", weight_decay=0.01, decay_norm_and_bias=False)

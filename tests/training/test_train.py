@@ -18,7 +18,7 @@ from cifar10_accel.settings import Settings
 from cifar10_accel.train import fit
 from cifar10_accel.training import evaluation
 from cifar10_accel.training import step as step_module
-from cifar10_accel.training.lr_schedule import LrRange
+from cifar10_accel.training.optimization.lr_schedule import LrRange
 
 STEPS = 18  # 360 training images, batches of 60, 3 epochs
 
@@ -171,7 +171,8 @@ def test_a_non_finite_value_stops_before_the_step(what: str, tmp_path: Path, mon
         return totals
 
     monkeypatch.setattr(step_module, "forward_backward", overflowing)
-    with pytest.raises(NonFiniteError, match=rf"^step 8, lr 0\.\d+: the {what} is not finite"):
+    expected = rf"^step 8, lr 0\.\d+: the {what} is not finite .*; lower --max-lr or raise"
+    with pytest.raises(NonFiniteError, match=expected):
         run(tmp_path / "run")
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 4)
@@ -184,6 +185,33 @@ def test_a_non_finite_value_stops_before_the_step(what: str, tmp_path: Path, mon
     assert all(torch.isfinite(value.float()).all() for value in checkpoint.load(newest).model.values())
     monkeypatch.undo()
     assert run(tmp_path / "run")["step"] == STEPS
+
+
+class NanModel(torch.nn.Linear):
+    """A model whose logits are nan from the start."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 10)
+        torch.nn.init.constant_(self.weight, float("nan"))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("precision", "tried"), [("no", ""), ("bf16", "try --precision no, and ")], ids=["float32", "bf16"]
+)
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="on a GPU the loss is not checked in the first step")
+def test_in_the_first_step_the_lr_is_no_reason(precision: str, tried: str, tmp_path: Path) -> None:
+    given = {name: value for name, value in TINY.items() if name != "width"}
+    with pytest.raises(NonFiniteError, match=r"^step 1, lr ") as caught:
+        fit(Settings(**given, run_dir=tmp_path / "run", precision=precision), model=NanModel())
+    message = str(caught.value)
+    assert f"; no step was taken before, so it is not the LR: {tried}check data, initial weights, model and loss;" in (
+        message
+    )
+    assert "--max-lr" not in message
+    assert "\n" not in message
 
 
 def test_broken_weights_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

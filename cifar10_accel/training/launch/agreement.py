@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 
 import cifar10_accel
@@ -36,14 +36,14 @@ PER_MACHINE = frozenset(
 ) | frozenset(TrackingSettings.model_fields)
 
 
-def require_same_launch(accelerator: Accelerator, settings: RunSettings) -> None:
+def require_same_launch(launch: PartialState, settings: RunSettings) -> None:
     """Raise an error, the same on all ranks, if a rank has other settings or versions. All ranks must call this.
 
     Raises:
         InputError: Another version of this package, torch or Python.
         SettingsError: Another value of a setting.
     """
-    if accelerator.num_processes == 1:
+    if launch.num_processes == 1:
         return
     compared = settings.model_dump(mode="json", exclude=set(PER_MACHINE))
     mine = {"host": socket.gethostname(), "versions": _versions(), "settings": compared}

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from cifar10_accel.components import is_import_path, load_component, parameters_of, require_taken, user_code
 from cifar10_accel.errors import InputError, SettingsError
 from cifar10_accel.settings import OF_BUILT_IN, OptimSettings
-from cifar10_accel.training.muon import Muon
+from cifar10_accel.training.optimization.muon import Muon
 
 
 def make_optimizer(model: nn.Module, settings: OptimSettings, *, fused: bool = False) -> torch.optim.Optimizer:
@@ -94,7 +94,11 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the LR of every parameter group to its multiple of `lr`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        value = lr * group["lr_factor"]
+        if isinstance(group["lr"], Tensor):  # where steps are CUDA graphs
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
 
 
 def make_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
@@ -104,8 +108,37 @@ def make_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
     """
     if decay is None:
         return None
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    return _ExponentialAverage(model, decay=decay)
+
+
+class _ExponentialAverage(AveragedModel):
+    """AveragedModel of weights and buffers that never waits for the device.
+
+    torch's own copies its count of averages to the device in every step, at which the host waits. Here the count stays
+    on the host, and the caller increments it. Buffers that are not floats (the norms' count of batches) are copied.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self._new_share = 1 - decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the present weights; the first call copies them."""
+        pairs = zip(_tensors(self.module), _tensors(model), strict=True)
+        floats: list[tuple[Tensor, Tensor]] = []
+        others: list[tuple[Tensor, Tensor]] = []
+        for average, value in pairs:
+            (floats if average.is_floating_point() else others).append((average, value))
+        is_first = bool(self.n_averaged == 0)
+        if floats and not is_first:
+            torch._foreach_lerp_([pair[0] for pair in floats], [pair[1] for pair in floats], self._new_share)
+        if copied := others + (floats if is_first else []):
+            torch._foreach_copy_([pair[0] for pair in copied], [pair[1] for pair in copied])
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
 
 def prepare(accelerator: Accelerator, model: nn.Module, settings: OptimSettings) -> tuple[nn.Module, Optimizer]:

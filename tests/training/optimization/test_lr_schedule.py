@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cifar10_accel.settings import Settings
-from cifar10_accel.training.lr_schedule import LrRange, OneCycle
+from cifar10_accel.training.optimization.lr_schedule import LrRange, OneCycle
 
 
 def test_start_peak_and_end_are_exact() -> None:

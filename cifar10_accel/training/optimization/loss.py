@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,12 @@ def make_loss(settings: Settings, dataset: Dataset, *, device: torch.device) -> 
         return _imported_loss(settings, dataset, device=device)
     weights = _class_weights(settings, dataset)
     weight = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
-    return partial(F.cross_entropy, label_smoothing=settings.label_smoothing, weight=weight)
+    label_smoothing = settings.label_smoothing
+
+    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, weight=weight)
+
+    return cross_entropy
 
 
 def _class_weights(settings: Settings, dataset: Dataset) -> list[float] | None:

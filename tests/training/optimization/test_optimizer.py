@@ -9,8 +9,8 @@ from waiting import Watch
 
 from cifar10_accel.models.registry import build_model
 from cifar10_accel.settings import ModelSettings, OptimSettings
-from cifar10_accel.training.muon import Muon, orthogonalized
-from cifar10_accel.training.optimizer import make_optimizer, parameter_groups, set_lr
+from cifar10_accel.training.optimization.muon import Muon, orthogonalized
+from cifar10_accel.training.optimization.optimizer import make_optimizer, parameter_groups, set_lr
 
 
 def airbench94() -> nn.Module:
@@ -108,3 +108,28 @@ def test_a_loss_scaler_changes_nothing_skips_overflows_and_never_waits(optimizer
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
         assert waited_for == []
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_convolutions_updated_together_end_like_those_updated_one_by_one(nesterov: bool) -> None:
+    """Of different shapes and in either memory format; on a GPU they are updated together, on a CPU one by one."""
+    together, one_by_one = (airbench94().to(memory_format=torch.channels_last) for _ in range(2))
+    together.load_state_dict(one_by_one.state_dict())
+    settings = OptimSettings(optimizer="muon", nesterov=nesterov)
+    optimizers = [make_optimizer(together, settings, fused=True), make_optimizer(one_by_one, settings)]
+    optimizers[0].found_inf, optimizers[0].grad_scale = torch.zeros(1), torch.tensor(4.0)
+    for seed in range(3):
+        for model, optimizer, scale in zip((together, one_by_one), optimizers, (4, 1), strict=True):
+            torch.manual_seed(seed)
+            for parameter in model.parameters():
+                parameter.grad = scale * torch.randn_like(parameter) if parameter.ndim == 4 else None
+            set_lr(optimizer, 0.5)
+            optimizer.step()
+    for ours, theirs in zip(together.parameters(), one_by_one.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    optimizers[0].found_inf.fill_(1)
+    before = [parameter.clone() for parameter in together.parameters()]
+    for parameter in together.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf) if parameter.ndim == 4 else None
+    optimizers[0].step()
+    assert all(torch.equal(now, then) for now, then in zip(together.parameters(), before, strict=True))

@@ -1,0 +1,1 @@
+"""Loss, optimizers, averaged weights and learning rate schedules."""
