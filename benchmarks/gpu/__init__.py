@@ -1,0 +1,1 @@
+"""What a GPU is needed for, in pieces: `python -m benchmarks.gpu --help`."""
