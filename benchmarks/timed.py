@@ -49,11 +49,12 @@ def timed_run(settings: Settings, dataset: Dataset) -> TimedRun:
     """Train once and evaluate on the test set, or on the hold-out if there is one.
 
     Like the speed runs it takes some steps before the clock starts and then sets everything back: they record the CUDA
-    graphs, which belong to the weights of this one model.
+    graphs, which belong to the weights of this one model. With averaged weights they are recorded on the clock, because
+    the first step differs.
     """
     setup = RunSetup(make_accelerator(settings), settings, dataset)
     state, schedule = build_state(setup), make_schedule(settings, steps_per_epoch=setup.plan.steps_per_epoch)
-    if state.cuda_graphs is not None:
+    if state.cuda_graphs is not None and state.average is None:
         _record_graphs(state, setup)
     gc.collect()  # objects of the previous run
     start = _now()
@@ -81,17 +82,14 @@ def timed_run(settings: Settings, dataset: Dataset) -> TimedRun:
 def _record_graphs(state: TrainingState, setup: RunSetup) -> None:
     """Take steps at each image size until they are CUDA graphs, then set the state back to where it was, in place."""
     scaler, plan = state.accelerator.scaler, setup.plan
-    scaler_before = {} if scaler is None else scaler.state_dict()
-    modules = [state.model] if state.average is None else [state.model, state.average]
-    before = copy.deepcopy([module.state_dict() for module in modules])
-    num_steps = EAGER_STEPS + 2  # the first one of averaged weights is never a graph's
+    before = copy.deepcopy(state.model.state_dict())
+    loss_scale = {} if scaler is None else scaler.state_dict()
     for first in {0, plan.low_res_epochs * plan.steps_per_epoch}:
-        for batches in setup.loader.batches(first, first + num_steps):
+        for batches in setup.loader.batches(first, first + EAGER_STEPS + 1):
             train_step(state, batches, lr=0.0)
-    for module, values in zip(modules, before, strict=True):
-        module.load_state_dict(values)
+    state.model.load_state_dict(before)
     if scaler is not None:
-        scaler.load_state_dict(scaler_before)
+        scaler.load_state_dict(loss_scale)
     for buffers in state.optimizer.state.values():
         buffers["momentum_buffer"].zero_()
     state.metrics_since_log.zero_()

@@ -115,7 +115,7 @@ def test_files_named_in_the_documentation_exist() -> None:
 def test_functions_named_in_the_architecture_exist() -> None:
     """The table that follows a batch from the disk to the optimizer step."""
     rows = re.findall(r"^\| `([\w/]+)\.py` \| `([\w.]+)` \|", (DOCS / "architecture.md").read_text(), flags=re.M)
-    assert len(rows) == 15
+    assert len(rows) == 16
     for path, name in rows:
         operator.attrgetter(name)(importlib.import_module(f"cifar10_accel.{path.replace('/', '.')}"))
 

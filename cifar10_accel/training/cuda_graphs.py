@@ -21,7 +21,9 @@ from cifar10_accel.models.registry import BACKBONES
 from cifar10_accel.settings import Settings
 
 RECORDING_DEVICE = "cuda"
-EAGER_STEPS = 2  # before a graph is recorded: they compile, choose kernels and allocate buffers
+# Before a graph is recorded these steps compile, choose kernels, allocate buffers, and start the average of weights
+# with a copy.
+EAGER_STEPS = 2
 
 Step = Callable[[list[Batch]], Tensor]
 

@@ -35,9 +35,7 @@ def train_step(state: TrainingState, batches: list[Batch], *, lr: float) -> Tens
     """
     seed_layers(state)
     set_lr(state.optimizer, lr)
-    # The first average of weights is a copy, which must not be recorded as what every step does.
-    starts_average = state.average is not None and bool(state.average.n_averaged == 0)
-    if state.cuda_graphs is None or starts_average:
+    if state.cuda_graphs is None:
         totals = _compute_step(state, batches)
     else:
         totals = state.cuda_graphs.take_step(partial(_compute_step, state), batches)
