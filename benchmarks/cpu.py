@@ -1,13 +1,21 @@
 """Speed of the training loop relative to the limit of a CPU: `python -m benchmarks.cpu --recipe cpu`.
 
 Prints images/s and FLOP/s of the real loop (making batches, training step), and the FLOP/s of a large matrix product
-on the same threads, which convolutions can hardly exceed; then the share of each kind of operation. Takes a minute and
-needs no data: synthetic images cost the same. They always have full size, also if the recipe starts with smaller ones.
+on the same threads; then the share of each kind of operation. Takes a minute and needs no data: synthetic images cost
+the same. They always have full size, also if the recipe starts with smaller ones.
+
+`--against PATH` compares with an older checkout (such as `git archive COMMIT | tar x -C PATH`) in float32 and bf16:
+both take turns, each time as a process that runs this benchmark of its own checkout.
 """
 
 import os
+import re
+import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -20,7 +28,8 @@ from cifar10_accel.cli.flags import handle_user_errors, settings_options
 from cifar10_accel.cli.help import SettingsCommand
 from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.settings import Settings
-from cifar10_accel.training.accelerator import make_accelerator
+from cifar10_accel.subprocesses import settings_to_flags
+from cifar10_accel.training.accelerator import make_accelerator, training_dtype
 from cifar10_accel.training.setup import RunSetup
 from cifar10_accel.training.state import build_state
 from cifar10_accel.training.step import train_step
@@ -30,6 +39,8 @@ PROFILED_STEPS = 10
 ROUNDS = 5  # loop and matrix products take turns, and the best round of each counts: other load affects both
 MATRIX = 2048  # rows and columns: large enough for the best rate
 NUM_IMAGES = 4096
+PAIRS = 3  # of runs of two checkouts; the median of their ratios counts
+HERE = Path(__file__).resolve().parents[1]
 LR = 1e-6  # the model is discarded
 BATCHES = "batches made"
 STEP = "whole step"
@@ -57,17 +68,26 @@ OTHER = "everything else"
     show_default=True,
     help="time to measure",
 )
+@click.option(
+    "--against",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="an older checkout to compare with, in float32 and bf16 unless --precision says which",
+)
 @settings_options
 @handle_user_errors
-def main(seconds: float, **flags: Any) -> None:
+def main(seconds: float, against: Path | None, **flags: Any) -> None:
     """Measure images/s and FLOP/s of the training loop on this CPU, relative to its matrix products."""
+    if against is not None:
+        compare(against, seconds, flags)
+        return
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "KINETO_LOG_LEVEL": "99"}  # no GPU, and no message about that
     synthetic = {"dataset": "synthetic", "synthetic_size": NUM_IMAGES, "low_res_fraction": 0}
     settings = Settings(**{"recipe": "cpu"} | synthetic | flags)
     loop = Loop(settings)
     flops_per_image = count_flops(settings) / settings.batch_size
     loop.run(WARM_STEPS)
-    rounds = [(loop.images_per_second(seconds / ROUNDS), matrix_product_rate()) for _ in range(ROUNDS)]
+    dtype = training_dtype(loop.state.accelerator)
+    rounds = [(loop.images_per_second(seconds / ROUNDS), matrix_product_rate(dtype)) for _ in range(ROUNDS)]
     rate, possible = map(max, zip(*rounds, strict=True))
     achieved = rate * flops_per_image
     click.echo(f"{describe_machine()}\n")
@@ -78,11 +98,41 @@ def main(seconds: float, **flags: Any) -> None:
     click.echo(f"| images/s of the loop | {rate:,.0f} |")
     click.echo(f"| GFLOP per image, forward and backward | {flops_per_image / 1e9:.3f} |")
     click.echo(f"| GFLOP/s of the loop | {achieved / 1e9:.1f} |")
-    click.echo(f"| GFLOP/s of a float32 matrix product, {MATRIX} x {MATRIX} | {possible / 1e9:.1f} |")
+    kind = str(dtype).removeprefix("torch.")
+    click.echo(f"| GFLOP/s of a {kind} matrix product, {MATRIX} x {MATRIX} | {possible / 1e9:.1f} |")
     click.echo(f"| the loop reaches of that | {achieved / possible:.0%} |")
     click.echo("\n| share of a step | |\n|---|---:|")
     for kind, share in loop.shares().most_common():
         click.echo(f"| {kind} | {share:.1%} |")
+
+
+def compare(older: Path, seconds: float, flags: dict[str, Any]) -> None:
+    """Print the images/s of two checkouts, which take turns, and the share of the matrix product's rate they reach."""
+    click.echo(f"{describe_machine()}\n")
+    heading = f"{flags.get('recipe', 'cpu')}: images/s of the loop"
+    click.echo(f"| {heading} | {older} | of the matrix product | here | of the matrix product | ratio |")
+    click.echo("|---|---:|---:|---:|---:|---:|")
+    for precision in [flags["precision"]] if "precision" in flags else ["no", "bf16"]:
+        given = flags | {"precision": precision}
+        pairs = [[measure_checkout(folder, seconds, given) for folder in (older, HERE)] for _ in range(PAIRS)]
+        rates = [median(rate for rate, _ in runs) for runs in zip(*pairs, strict=True)]
+        possible = max(reached for _, (_, reached) in pairs)
+        ratio = median(new / old for (old, _), (new, _) in pairs)
+        cells = [cell for rate in rates for cell in (f"{rate:,.0f}", f"{rate / possible:.0%}")]
+        kind = "float32" if precision == "no" else precision
+        click.echo(f"| {kind} | {' | '.join(cells)} | {ratio:.2f} |")
+
+
+def measure_checkout(folder: Path, seconds: float, flags: dict[str, Any]) -> tuple[float, float]:
+    """Run this benchmark of a checkout; return its images/s, and those at the rate of its matrix product."""
+    command = [sys.executable, "-m", "benchmarks.cpu", f"--seconds={seconds}", *settings_to_flags(flags)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} in {folder} ended with exit code {done.returncode}:\n{done.stderr}")
+    rows = dict(re.findall(r"^\| (.+?) \| ([\d.,]+)%? \|$", done.stdout.replace(",", ""), re.MULTILINE))
+    gflop = float(rows["GFLOP per image forward and backward"])
+    possible = next(float(value) for name, value in rows.items() if "matrix product" in name)
+    return float(rows["images/s of the loop"]), possible / gflop
 
 
 class Loop:
@@ -122,16 +172,16 @@ class Loop:
 
 
 def count_flops(settings: Settings) -> int:
-    """Return the floating-point operations of one step, two for each multiply-add, as torch counts them."""
-    loop = Loop(settings.model_copy(update={"compile": False}))
+    """Return the floating-point operations of one step, two for each multiply-add, as torch counts them in float32."""
+    loop = Loop(settings.model_copy(update={"compile": False, "precision": "no"}))
     with FlopCounterMode(display=False) as counter:
         loop.run(1)
     return int(counter.get_total_flops())
 
 
-def matrix_product_rate() -> float:
-    """Return the FLOP/s of a float32 matrix product, the faster of two."""
-    left, right, product = torch.randn(3, MATRIX, MATRIX)
+def matrix_product_rate(dtype: torch.dtype) -> float:
+    """Return the FLOP/s of a matrix product in the loop's precision, the faster of two."""
+    left, right, product = torch.randn(3, MATRIX, MATRIX).to(dtype)
     times = []
     for _ in range(2):
         start = time.perf_counter()

@@ -1,1 +1,1 @@
-"""What a GPU is needed for, in pieces: `python -m benchmarks.gpu --help`."""
+"""Checks and measurements that need a GPU, in pieces: `python -m benchmarks.gpu --help`."""

@@ -31,7 +31,7 @@ TINY_IMAGES, IMAGES = (200, 40), (50_000, 10_000)  # for training and testing
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What is measured, where results are kept, and the time left."""
+    """Options of one call, the place of its results, and the time left."""
 
     out: Path
     given: dict[str, Any] = field(default_factory=dict)  # settings given as flags

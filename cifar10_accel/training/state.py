@@ -15,6 +15,7 @@ from cifar10_accel.data.augment.batched import normalize
 from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.models.fine_tuning import freeze, load_fitting, read_weights
 from cifar10_accel.models.registry import build_model, fit_whitening
+from cifar10_accel.models.small_image_conv import speed_up_small_images
 from cifar10_accel.randomness import seed_for
 from cifar10_accel.runs.checkpoint import CheckpointData, load_into
 from cifar10_accel.settings import Settings
@@ -124,6 +125,8 @@ def build_state(setup: RunSetup) -> TrainingState:
     if settings.compile:
         require_compiler(accelerator.device)
     model = build_seeded_model(settings, accelerator, dataset)
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+        speed_up_small_images(model)
     if settings.whitening:
         fit_whitening(model, some_training_images(dataset, accelerator.device))
     if settings.init_from is not None:

@@ -221,6 +221,18 @@ def test_the_cpu_loop_is_compared_with_matrix_products(monkeypatch: pytest.Monke
     assert flops == cpu.count_flops(settings)
 
 
+def test_the_cpu_loop_is_compared_with_another_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "PAIRS", 1)
+    args = [f"--against={REPOSITORY}", "--seconds=0.1", "--precision=no", *flags(TINY | {"synthetic_size": 120})]
+    row = output_of(cpu.main, *args).splitlines()[-1]
+    name, *cells = [cell.strip() for cell in row.strip("|").split("|")]
+    old, old_share, new, new_share, ratio = [float(cell.replace(",", "").rstrip("%")) for cell in cells]
+    assert name == "float32"
+    assert new / old == pytest.approx(ratio, abs=0.02)
+    assert 0 <= old_share <= 100
+    assert 0 <= new_share <= 100
+
+
 def name_synthetic_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the peer synthetic images under the name cifar10."""
 

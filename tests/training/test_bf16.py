@@ -6,12 +6,14 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from trainings import bits_of
 
 from cifar10_accel.data.loader import scaled_down
+from cifar10_accel.models import small_image_conv
 from cifar10_accel.models.layers import GlobalMaxPool
 from cifar10_accel.models.registry import BACKBONES
+from cifar10_accel.models.small_image_conv import weight_gradient
 from cifar10_accel.recipes import recipe_names
 from cifar10_accel.settings import RunSettings, Settings, built_in_names
 from cifar10_accel.train import fit
@@ -74,6 +76,23 @@ def test_every_optimizer(optimizer: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", ["batched", "albumentations"])
 def test_small_images_of_both_augmentation_backends(backend: str, tmp_path: Path) -> None:
     train(tmp_path, recipe="smoke", augment_backend=backend, low_res_fraction=0.5, optimizer="muon")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_small_images_side_by_side_train_in_bf16_only(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU with AMX the weight gradients of small images are computed in another way, in bf16 only."""
+    calls = []
+
+    def counted(*tensors: Tensor) -> Tensor:
+        calls.append(tensors[0].shape)
+        return weight_gradient(*tensors)
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(small_image_conv, "weight_gradient", counted)
+    fit(Settings(**SMALL | {"recipe": "smoke", "model": "airbench94", "run_dir": tmp_path, "precision": precision}))
+    assert {tuple(shape[-2:]) for shape in calls} == ({(7, 7), (3, 3)} if precision == "bf16" else set())
 
 
 def test_a_resumed_run_has_the_same_bits(tmp_path: Path) -> None:

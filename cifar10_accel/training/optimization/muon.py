@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 # The polynomial a x + b x^3 + c x^5 maps every singular value to about one in a few iterations. These coefficients
 # increase small values as fast as possible; they do not converge to exactly one.
@@ -24,10 +25,19 @@ class Muon(torch.optim.SGD):
 
     On a CPU the convolutions are updated one after another. On a GPU, where launching a kernel takes longer than such
     a small product, all are updated together; the results are equal up to rounding.
+
+    Args:
+        params: As for every optimizer.
+        iteration_dtype: Precision of the matrix products on a CPU; on a GPU it is bfloat16.
+        **options: Of SGD.
     """
 
     grad_scale: Tensor | None
     found_inf: Tensor
+
+    def __init__(self, params: ParamsT, *, iteration_dtype: torch.dtype = torch.float32, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.iteration_dtype = iteration_dtype
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -61,7 +71,8 @@ class Muon(torch.optim.SGD):
         momentum.mul_(group["momentum"]).add_(gradient)
         direction = gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
         filters.mul_(len(filters) ** 0.5 / filters.norm())
-        filters.sub_(orthogonalized(direction.flatten(1)).view_as(filters), alpha=group["lr"])
+        step = orthogonalized(direction.flatten(1).to(self.iteration_dtype))
+        filters.sub_(step.view_as(filters), alpha=group["lr"])
 
     def _update_together(self, convolutions: list[Tensor], group: dict[str, Any]) -> None:
         """Do what `_update` does for each, in one batch of matrices that are padded with zeros to the largest one.

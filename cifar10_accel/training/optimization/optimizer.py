@@ -16,7 +16,9 @@ from cifar10_accel.settings import OF_BUILT_IN, OptimSettings
 from cifar10_accel.training.optimization.muon import Muon
 
 
-def make_optimizer(model: nn.Module, settings: OptimSettings, *, fused: bool = False) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, settings: OptimSettings, *, fused: bool = False, muon_dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
     """Return the optimizer of `model`, with LR zero: `set_lr` sets it before every step.
 
     Args:
@@ -24,6 +26,7 @@ def make_optimizer(model: nn.Module, settings: OptimSettings, *, fused: bool = F
         settings: Name the optimizer and its hyperparameters.
         fused: Use fused kernels, which also apply fp16's loss scale. Without them the host waits in every step for the
             device to report whether a gradient has overflowed.
+        muon_dtype: Precision of Muon's matrix products on a CPU.
     """
     groups = parameter_groups(model, settings)
     if is_import_path(settings.optimizer):
@@ -31,8 +34,11 @@ def make_optimizer(model: nn.Module, settings: OptimSettings, *, fused: bool = F
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=(settings.momentum, 0.999), fused=fused)
     nesterov = settings.nesterov and settings.momentum > 0
-    optimizer_class = Muon if settings.optimizer == "muon" else torch.optim.SGD
-    optimizer = optimizer_class(groups, lr=0.0, momentum=settings.momentum, nesterov=nesterov, fused=fused)
+    options: dict[str, Any] = {"lr": 0.0, "momentum": settings.momentum, "nesterov": nesterov, "fused": fused}
+    if settings.optimizer == "muon":
+        optimizer: torch.optim.SGD = Muon(groups, iteration_dtype=muon_dtype, **options)
+    else:
+        optimizer = torch.optim.SGD(groups, **options)
     if fused and settings.momentum > 0:
         # The fused kernel would leave the momentum uninitialised if the first gradient overflows.
         for group in groups:
@@ -147,7 +153,9 @@ def prepare(accelerator: Accelerator, model: nn.Module, settings: OptimSettings)
     AcceleratedOptimizer is unwrapped unless fp16's loss scaler needs it: its step() scans the installed packages twice
     on every call.
     """
-    optimizer = make_optimizer(model, settings, fused=accelerator.device.type == "cuda")
+    muon_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    is_gpu = accelerator.device.type == "cuda"
+    optimizer = make_optimizer(model, settings, fused=is_gpu, muon_dtype=muon_dtype)
     wrapped_model, prepared = accelerator.prepare(model, optimizer)
     plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     needs_no_wrapper = accelerator.scaler is None and accelerator.distributed_type in plain

@@ -56,6 +56,32 @@ def test_orthogonalized_keeps_directions_and_levels_sizes(shape: tuple[int, int]
     torch.testing.assert_close(orthogonalized(1e3 * matrix), orthogonalized(matrix), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(64, 216), (64, 576), (256, 576), (256, 2304)])
+def test_orthogonalized_in_bf16_is_that_in_float32_up_to_rounding(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    exact, rounded = orthogonalized(matrix), orthogonalized(matrix.bfloat16()).float()
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.03
+    sizes, exact_sizes = (torch.linalg.svdvals(each) for each in (rounded, exact))
+    torch.testing.assert_close(sizes, exact_sizes, rtol=0, atol=0.03)
+
+
+def test_muons_products_are_bf16_only_if_asked_for() -> None:
+    before = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    gradient = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        filters = nn.Parameter(before.clone())
+        filters.grad = gradient.clone()
+        settings = OptimSettings(optimizer="muon")
+        optimizer = make_optimizer(nn.ParameterList([filters]), settings, muon_dtype=dtype)
+        set_lr(optimizer, 0.1)
+        optimizer.step()
+        results.append(filters.detach())
+        assert filters.dtype == torch.float32
+    assert not torch.equal(*results)
+    torch.testing.assert_close(*results, rtol=0, atol=0.01)
+
+
 def test_the_relative_size_of_muons_step_is_the_lr_for_any_gradient() -> None:
     filters = nn.Parameter(torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)))
     optimizer = Muon([{"params": [filters], "orthogonal": True}], lr=0.1, momentum=0.6, nesterov=True)
