@@ -19,10 +19,11 @@ from benchmarks.machine import describe_machine
 from cifar10_accel.data.augment.batched import lower, normalize
 from cifar10_accel.data.augment.pipeline import apply, image_key, image_keys, training_pipeline
 from cifar10_accel.data.image_format import CIFAR10_IMAGES
+from cifar10_accel.data.loader import IMAGES_PER_GROUP
 from cifar10_accel.settings import Settings
 
 BATCH = 512
-AT_ONCE = 8  # batches that training augments together on a GPU
+AT_ONCE = IMAGES_PER_GROUP // BATCH  # batches that training augments together on a GPU
 SINGLE = 512  # images per round for contestants that process single images
 ROUNDS = 15
 IMAGES = np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)

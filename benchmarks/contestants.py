@@ -70,6 +70,16 @@ class Task:
         )
 
 
+# Arguments of the Trainer of `transformers` that switch off everything besides training.
+TRAINING_ALONE: dict[str, Any] = {
+    "max_grad_norm": 0.0,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "logging_nan_inf_filter": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
 Contestant = Callable[[Task, nn.Module], float]  # trains the model; returns the seconds of the measured steps
 
 
@@ -140,12 +150,17 @@ def this_project(task: Task, model: nn.Module) -> float:
     return loader.seconds
 
 
+def silence_lightning() -> None:
+    """Show errors of `lightning` alone; its levels are set on import, so call this after it."""
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
 def lightning_trainer(task: Task, model: nn.Module) -> float:
     """`lightning.pytorch.Trainer`."""
     from lightning.pytorch import LightningModule, Trainer
 
-    for library in ("lightning.pytorch", "lightning.fabric"):  # their levels are set on import
-        logging.getLogger(library).setLevel(logging.ERROR)
+    silence_lightning()
 
     class Module(LightningModule):
         def __init__(self) -> None:
@@ -185,12 +200,7 @@ def transformers_trainer(task: Task, model: nn.Module) -> float:
             output_dir=folder,
             max_steps=task.all_steps,
             use_cpu=not torch.cuda.is_available(),
-            max_grad_norm=0.0,
-            save_strategy="no",
-            logging_strategy="no",
-            logging_nan_inf_filter=False,
-            report_to="none",
-            disable_tqdm=True,
+            **TRAINING_ALONE,
         )
         trainer = TimedTrainer(
             model=model, args=arguments, optimizers=(optimizer, LambdaLR(optimizer, task.schedule.lr_at))

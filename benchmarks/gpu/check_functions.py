@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from cifar10_accel.training.run import load_run
 
 PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 SHORT_STEPS = 24
+FIRST_STEPS = 5  # whose mean loss is compared
 LARGEST_DIFFERENCE = 0.03  # of the losses of the precisions, relative
 LARGEST_GRAPH_DIFFERENCE = 0.02  # of a loss with and without CUDA graphs, relative
 OOM_GIB = 1.0
@@ -63,12 +65,13 @@ def train_short(session: Session, recipe: str, precision: str, name: str, **more
 
 
 def same_losses(session: Session) -> str:
-    """Compare the losses of each recipe's first ten steps in the three precisions; images and weights are the same."""
+    """Compare the mean losses of each recipe's first steps in the three precisions; weights and images are the same."""
     found, worst = [], 0.0
     for recipe in recipe_names():
         paths = [check_dir(session, f"{recipe}-{precision}") / "metrics.jsonl" for precision in PRECISIONS]
         lines = [[line for line in read_metrics(path) if "train/loss" in line] for path in paths if path.exists()]
-        losses = [rows[0]["train/loss"] for rows in lines if rows]  # later a recipe with a high LR may be chaotic
+        # Later a recipe with a high LR may be chaotic.
+        losses = [fmean(row["train/loss"] for row in rows[:FIRST_STEPS]) for rows in lines if rows]
         if len(losses) > 1:
             found.append(f"{recipe} {' '.join(f'{loss:.3f}' for loss in losses)}")
             worst = max(worst, max(losses) / min(losses) - 1)

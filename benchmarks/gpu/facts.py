@@ -5,7 +5,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 
 import click
 import torch
@@ -35,9 +34,7 @@ QUERY = "driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
 
 def print_machine(session: Session) -> None:
     """Print one line each of versions and hardware, then the table of speeds."""
-    click.echo(describe_machine(*(name for name in PACKAGES if _is_installed(name))))
-    if missing := [name for name in PACKAGES if not _is_installed(name)]:
-        click.echo(f"not installed: {', '.join(missing)}")
+    click.echo(describe_machine(*PACKAGES))
     click.echo(f"{os.cpu_count()} cores, Python {platform.python_version()}, CUDA {torch.version.cuda}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
@@ -86,11 +83,3 @@ def _seconds(call: Callable[[], object], *, times: int) -> float:
     for _ in range(times):
         call()
     return (now() - start) / times
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True

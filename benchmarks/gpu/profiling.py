@@ -39,7 +39,7 @@ PROFILED: dict[str, tuple[str, dict[str, Any]]] = {
     "accuracy96": ("accuracy96", {}),
 }
 LEAST_SECONDS = 45.0  # for one row, most of it compilation
-GROUP = 8  # steps whose images are augmented together on a GPU
+GROUP = 8  # steps of a measurement: those of speed94 whose images are augmented together on a GPU
 NUM_KERNELS = 10
 
 

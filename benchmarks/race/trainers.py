@@ -8,7 +8,6 @@ starts this module as a process: short trainings give the seconds per step, the 
 """
 
 import json
-import logging
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.contestants import TRAINING_ALONE, silence_lightning
 from benchmarks.race.results import RaceResult
 from cifar10_accel.data.augment.batched import normalize
 from cifar10_accel.data.dataset import Split
@@ -159,8 +159,7 @@ def lightning_trainer(task: Task, start: Callable[[], None]) -> None:
     """`lightning.pytorch.Trainer`; calls `start` before the first step."""
     from lightning.pytorch import LightningModule, Trainer
 
-    for library in ("lightning.pytorch", "lightning.fabric"):  # their levels are set on import
-        logging.getLogger(library).setLevel(logging.ERROR)
+    silence_lightning()
 
     class Module(LightningModule):
         def __init__(self) -> None:
@@ -214,12 +213,7 @@ def transformers_trainer(task: Task, start: Callable[[], None]) -> None:
             max_steps=task.steps,
             use_cpu=True,
             bf16=task.precision == "bf16",
-            max_grad_norm=0.0,
-            save_strategy="no",
-            logging_strategy="no",
-            logging_nan_inf_filter=False,
-            report_to="none",
-            disable_tqdm=True,
+            **TRAINING_ALONE,
         )
         trainer = PlainTrainer(model=task.model, args=arguments, optimizers=task.optimizer(), callbacks=[Steps()])
         trainer.remove_callback(PrinterCallback)

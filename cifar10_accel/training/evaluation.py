@@ -147,7 +147,7 @@ def evaluate_split(
     dtype = training_dtype(accelerator)
 
     def mean_logits(indices: Tensor, tta: str) -> list[Tensor]:
-        """Return plain logits and the mean over the views, of images on the host's list; each rank does its part."""
+        """Return plain logits and the mean over the views of the images with these indices; each rank does its part."""
         own = indices[accelerator.process_index :: accelerator.num_processes]
         batches = (normalize(images.take(part), dtype, image_format) for part in torch.split(own, batch_size))
         with accelerator.autocast():
@@ -175,7 +175,7 @@ def _least_certain(logits: Tensor) -> Tensor:
 
 def _view_logits(model: nn.Module, inputs: Tensor, tta: str) -> tuple[Tensor, Tensor]:
     """Return plain logits and the weighted mean over the views, both (B, K), of normalised images (B, C, H, W)."""
-    plain = model(inputs).to(torch.float32, copy=True)  # a CUDA graph overwrites its result in the next call
+    plain: Tensor = model(inputs).float()
     averaged = torch.zeros_like(plain)
     for weight, down, right, flipped in VIEWS[tta]:
         is_plain = (down, right, flipped) == (0, 0, False)

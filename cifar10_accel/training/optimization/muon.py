@@ -55,7 +55,8 @@ class Muon(torch.optim.SGD):
     def _orthogonal_step(self, convolutions: list[Tensor], group: dict[str, Any]) -> None:
         """Update the weights of these convolutions and drop their gradients, so that SGD skips them."""
         for filters in convolutions:
-            self.state[filters].setdefault("momentum_buffer", torch.zeros_like(filters))
+            if "momentum_buffer" not in self.state[filters]:
+                self.state[filters]["momentum_buffer"] = torch.zeros_like(filters)
         is_scaled = hasattr(self, "found_inf")  # a loss scaler sets it while a fused optimizer takes its step
         if convolutions and (is_scaled or convolutions[0].device.type != "cpu"):
             self._update_together(convolutions, group)
