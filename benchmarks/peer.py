@@ -99,7 +99,9 @@ def write_data(folder: Path, settings: Settings, *, num_train: int | None = None
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name, split, num_images in (("train", dataset.train, num_train), ("test", dataset.test, num_test)):
-        torch.save(_as_saved(split, dataset.class_names, num_images), folder / f"{name}.pt")
+        aside = folder / f"{name}.pt.tmp"
+        torch.save(_as_saved(split, dataset.class_names, num_images), aside)
+        aside.rename(folder / f"{name}.pt")
 
 
 def _as_saved(split: Split, class_names: tuple[str, ...], num_images: int | None) -> dict[str, object]:

@@ -201,6 +201,7 @@ def _save_checkpoint(
     One that cannot be written ends the run only if nothing else would be left of it (`must_succeed`).
     """
     with state.stopwatch.paused():
+        require_finite(state.accelerator.reduce(state.metrics_since_log), f"the loss up to step {state.step}")
         for name, parameter in state.model.named_parameters():
             require_finite(parameter, f"{name} after step {state.step}")
         captured = state.capture()

@@ -41,7 +41,7 @@ def run_checks(session: Session) -> None:
             if reason := _reason_to_skip(session, check):
                 outcomes[name] = "skipped"
                 click.echo(f"skipped ({reason}) {name}")
-            elif result.get("outcome") == "PASS" and result["device"] == session.device:
+            elif result.get("outcome") == "PASS" and result.get("conditions") == session.conditions:
                 outcomes[name] = "PASS"
                 click.echo(f"PASS {name} (before) {result['line']}")
             else:
@@ -160,7 +160,7 @@ def _made(session: Session, check: Check) -> dict[str, Any]:
         traceback.print_exc()
         outcome, line = "FAIL", f"{type(error).__name__}: {error}"
     line = " ".join(line.split())
-    return {"outcome": outcome, "seconds": time.monotonic() - start, "line": line, "device": session.device}
+    return {"outcome": outcome, "seconds": time.monotonic() - start, "line": line, "conditions": session.conditions}
 
 
 if __name__ == "__main__":

@@ -108,12 +108,12 @@ def profile_recipes(session: Session) -> None:
     for name, (recipe, changes) in PROFILED.items():
         path = folder / f"{name}-{session.half}.json"
         row = read_json(path)
-        if row.get("device") != session.device and session.has_time(LEAST_SECONDS):
+        if row.get("conditions") != session.conditions and session.has_time(LEAST_SECONDS):
             release_memory()
             settings = session.settings(recipe, **({} if session.is_tiny else changes))
             row = measure(session, settings, dataset, trace=str(path.with_suffix(".trace.json.gz")))
             write_json(path, row)
-        if row.get("device") == session.device:
+        if row.get("conditions") == session.conditions:
             found[name] = row
     for name, row in found.items():
         print_details(name, row)
@@ -140,7 +140,7 @@ def measure(session: Session, settings: Settings, dataset: Dataset, *, trace: st
     first = trainer.evaluate()
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     return {
-        "device": session.device,
+        "conditions": session.conditions,
         "batch_size": settings.batch_size,
         "precision": settings.precision,
         "is_compiled": settings.compile,

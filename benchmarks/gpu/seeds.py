@@ -29,7 +29,7 @@ def train_seeds(session: Session, recipe: str, *, default_seeds: int) -> None:
     num_seeds = session.num_seeds or (1 if session.is_tiny else default_seeds)
     wanted = range(settings.seed, settings.seed + num_seeds)
     results = session.folder("seeds") / f"{recipe}-{settings.precision}-{settings.fingerprint()}-{settings.tta}.jsonl"
-    key = {"device": session.device, "dataset": dataset.name}
+    key = {"conditions": session.conditions, "dataset": dataset.name}
     done = read_runs(results, key)
     missing = [seed for seed in wanted if seed not in done]
     if missing and session.has_time(WARM_UP_SECONDS):
@@ -68,7 +68,7 @@ def warm_up(session: Session, settings: Settings, dataset: Dataset) -> None:
 
 
 def read_runs(path: Path, key: dict[str, Any]) -> dict[int, TimedRun]:
-    """Return the runs in a results file that were made on this device and data set, by seed."""
+    """Return the runs in a results file that were made under these conditions, by seed."""
     lines = path.read_text().splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines]
     return {row["seed"]: TimedRun(**row["run"]) for row in rows if key.items() <= row.items()}

@@ -51,6 +51,11 @@ class Session:
         """The name of the device."""
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What the results of an earlier call must have in common with those of this one to be used again."""
+        return {"device": self.device, "tiny": self.is_tiny, "given": {key: str(self.given[key]) for key in self.given}}
+
     def seconds_left(self) -> float:
         """Return the seconds until the time of this call is over."""
         return self.deadline - time.time()

@@ -47,7 +47,7 @@ def _rounds(session: Session, recipe: str) -> list[dict[str, Any]]:
     folder = session.folder("fit")
     path = folder / f"{recipe}-{settings.precision}-{settings.fingerprint()}-{dataset.name}.json"
     saved = read_json(path)
-    rounds: list[dict[str, Any]] = saved["rounds"] if saved.get("device") == session.device else []
+    rounds: list[dict[str, Any]] = saved["rounds"] if saved.get("conditions") == session.conditions else []
     if len(rounds) >= _wanted(session):
         return rounds
     release_memory()
@@ -65,7 +65,7 @@ def _rounds(session: Session, recipe: str) -> list[dict[str, Any]]:
             done = fit(settings.replace(run_dir=run_dir, dataset=dataset.name))
         wall = now() - start
         rounds.append({"steps": run.train_seconds, "stopwatch": done.summary["train_seconds"], "wall": wall})
-        write_json(path, {"device": session.device, "rounds": rounds})
+        write_json(path, {"conditions": session.conditions, "rounds": rounds})
         click.echo(f"{recipe}: {', '.join(f'{name} {value:.3f} s' for name, value in rounds[-1].items())}")
         longest = time.perf_counter() - begin
     return rounds

@@ -43,6 +43,7 @@ class Race:
         log.unlink(missing_ok=True)  # of an attempt that failed
         environment = {
             "CUDA_VISIBLE_DEVICES": "",
+            "ACCELERATE_USE_CPU": "true",  # not the GPU of a Mac either
             "OMP_NUM_THREADS": str(self.num_threads),
             "PYTHONUNBUFFERED": "1",
         }

@@ -46,7 +46,8 @@ class Whitening(nn.Conv2d):
         height, width = self.kernel_size
         views = images.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, h, w, height, width)
         # Not F.unfold, which launches a kernel for each image on a GPU.
-        patches = views.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1).double()  # (patches, values)
+        patches = views.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1)  # (patches, values)
+        patches = (patches.cpu() if patches.device.type == "mps" else patches).double()  # which MPS does not have
         variances, components = torch.linalg.eigh(patches.T.cov())  # columns, from the least variance
         # The sign of an eigenvector is arbitrary: make its largest value positive.
         signs = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()

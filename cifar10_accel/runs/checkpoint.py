@@ -169,7 +169,8 @@ def load_into(module: torch.nn.Module, tensors: Tensors, *, source: Path) -> Non
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.suffix == "" and path.is_dir())
+    found = (path for path in folder.glob("step-*") if path.suffix == "" and path.is_dir())
+    return sorted(found, key=lambda path: (len(path.name), path.name))  # a million steps have one digit more
 
 
 def _translate(data: CheckpointData) -> CheckpointData:

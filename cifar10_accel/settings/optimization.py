@@ -32,7 +32,7 @@ class OptimSettings(Section):
     class_weights: Annotated[tuple[Positive, ...] | Literal["balanced"] | None, NoDecode] = Field(
         None,
         description="weight of each class in the cross-entropy, comma-separated; balanced: in inverse proportion to "
-        "its number of training images",
+        "its number of training images. Only their ratios count",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; first beta of adamw")
     nesterov: bool = Field(True, description="Nesterov momentum (sgd, muon)")

@@ -46,6 +46,11 @@ class CudaGraphs:
         self._graphs: dict[Any, _Graph | None] = {}  # None: there is not enough memory
         self._num_eager: Counter[Any] = Counter()
 
+    @property
+    def num_recorded(self) -> int:
+        """Number of graphs."""
+        return sum(graph is not None for graph in self._graphs.values())
+
     def take_step(self, step: Step, batches: list[Batch]) -> Tensor:
         """Return `step(batches)`: computed as usual for the first batches of a shape, later by a graph.
 
@@ -114,6 +119,7 @@ def make_cuda_graphs(settings: Settings, accelerator: Accelerator, optimizer: Op
         and not is_import_path(settings.loss)
         and settings.mixup_alpha is None
         and settings.cutmix_alpha is None
+        and not any(is_import_path(name) for name in settings.callbacks)  # which may change the model in any step
     )
     if not can_be_recorded:
         return None

@@ -57,7 +57,7 @@ def set_up_run(settings: Settings) -> RunSetup:
     accelerator = make_accelerator(settings)
     settings = resolve_settings(settings, accelerator)
     dataset = load_dataset_shared(accelerator, settings)
-    _require_sizes_that_fit(settings, dataset)
+    require_sizes_that_fit(settings, dataset)
     return RunSetup(accelerator, settings, dataset)
 
 
@@ -72,7 +72,7 @@ def resolve_settings(settings: Settings, accelerator: Accelerator) -> Settings:
     return settings.model_copy(update={"dataset": dataset, "precision": accelerator.mixed_precision})
 
 
-def _require_sizes_that_fit(settings: Settings, dataset: Dataset) -> None:
+def require_sizes_that_fit(settings: Settings, dataset: Dataset) -> None:
     """Raise `SettingsError` for sizes in the settings that the images of the data set do not have."""
     size = dataset.image_format.size
     if settings.low_res_epochs and settings.low_res_size >= size:

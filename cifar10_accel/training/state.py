@@ -81,6 +81,7 @@ class TrainingState:
                 "metrics_since_log": self.metrics_since_log,
                 "epoch_metrics": self.epoch_metrics,
                 "seconds": self.stopwatch.seconds(),
+                "seconds_since_line": self.stopwatch.since_lap(),  # of metrics.jsonl
                 "processes": self.accelerator.num_processes,
                 "dynamics": None if self.recorder is None else self.recorder.capture(),
                 "callbacks": {} if self.callbacks is None else self.callbacks.state_dict(),
@@ -116,7 +117,8 @@ class TrainingState:
         if self.callbacks is not None:
             self.callbacks.load_state_dict(saved.training.get("callbacks", {}))
             self.callbacks.stop_reason = saved.training.get("stop_reason", "")
-        self.stopwatch = Stopwatch(saved.training["seconds"])
+        since_line = saved.training.get("seconds_since_line", 0.0)
+        self.stopwatch = Stopwatch(saved.training["seconds"], since_lap=since_line)
 
 
 def build_state(setup: RunSetup) -> TrainingState:
@@ -133,6 +135,7 @@ def build_state(setup: RunSetup) -> TrainingState:
         load_fitting(model, read_weights(settings.init_from), source=settings.init_from)
     if settings.freeze:
         freeze(model, settings.freeze)
+    model.train()  # a model of one's own may come in evaluation mode
     average = make_average(model, settings.ema_decay)
     loss = make_loss(settings, dataset, device=accelerator.device)
     if settings.compile:

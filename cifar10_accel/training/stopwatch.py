@@ -8,12 +8,17 @@ import torch
 
 
 class Stopwatch:
-    """Stopwatch that is stopped until `start()` and within `paused()`; `seconds` is the time to start from."""
+    """Stopwatch that is stopped until `start()` and within `paused()`.
 
-    def __init__(self, seconds: float) -> None:
+    Args:
+        seconds: The time to start from.
+        since_lap: How much of it is since the last lap.
+    """
+
+    def __init__(self, seconds: float, *, since_lap: float = 0.0) -> None:
         self._seconds = seconds
         self._since: float | None = None
-        self._last_lap = seconds
+        self._last_lap = seconds - since_lap
 
     def start(self) -> None:
         """Start counting."""
@@ -23,10 +28,14 @@ class Stopwatch:
         """Return the seconds so far, including those before a resume."""
         return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
 
-    def lap(self) -> float:
+    def since_lap(self) -> float:
         """Return the seconds since the last lap."""
-        now = self.seconds()
-        lap, self._last_lap = now - self._last_lap, now
+        return self.seconds() - self._last_lap
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap, and begin the next."""
+        lap = self.since_lap()
+        self._last_lap += lap
         return lap
 
     @contextmanager

@@ -127,7 +127,7 @@ def test_a_check_that_does_not_hold_fails_with_its_line(session: Session) -> Non
     assert checks._made(session, Check(broken))["outcome"] == "FAIL"
     assert checks._made(session, Check(broken))["line"] == "CheckFailed: two of three"
     good = checks._made(session, Check(lambda session: "fine"))
-    assert (good["outcome"], good["line"], good["device"]) == ("PASS", "fine", session.device)
+    assert (good["outcome"], good["line"], good["conditions"]) == ("PASS", "fine", session.conditions)
 
 
 @pytest.mark.long

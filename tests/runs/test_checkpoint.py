@@ -53,6 +53,13 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) == tmp_path / "step-000004"
 
 
+def test_the_newest_is_that_of_the_highest_step_also_after_a_million(tmp_path: Path) -> None:
+    for step in (999_998, 999_999, 1_000_000):
+        checkpoint.save(tmp_path, state(step), keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-999999", "step-1000000"}
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-1000000"
+
+
 def _truncate(path: Path) -> None:
     file = path / "model.safetensors"
     os.truncate(file, file.stat().st_size - 1)

@@ -99,6 +99,8 @@ def test_a_step_that_cannot_be_recorded_is_one_line(graphs: CudaGraphs, monkeypa
         ({"model": "own.models:Tiny"}, 1, False),
         ({"optimizer": "torch.optim:RMSprop"}, 1, False),
         ({"loss": "own.losses:focal"}, 1, False),
+        ({"callbacks": "own.callbacks:Unfreeze"}, 1, False),
+        ({"callbacks": "best_checkpoint"}, 1, True),
     ],
 )
 def test_only_what_cannot_wait_is_recorded(

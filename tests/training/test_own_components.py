@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from trainings import bits_of
 
 from cifar10_accel import Dataset, Settings, fit
+from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.errors import InputError, SettingsError
+from cifar10_accel.training.optimization.loss import make_loss
 from cifar10_accel.training.optimization.lr_schedule import make_schedule
 from cifar10_accel.training.run import Run
 
@@ -104,7 +106,43 @@ def test_a_folder_whose_first_start_failed_takes_the_corrected_settings(tmp_path
 def test_class_weights(tmp_path: Path) -> None:
     equal = losses(train(tmp_path / "plain"))
     assert losses(train(tmp_path / "ones", class_weights=[1.0] * 10)) == pytest.approx(equal, rel=1e-4)
-    assert losses(train(tmp_path / "other", class_weights=[1.0] * 9 + [5.0])) != pytest.approx(equal, rel=1e-4)
+    uneven = losses(train(tmp_path / "other", class_weights=[1.0] * 9 + [5.0]))
+    assert uneven != pytest.approx(equal, rel=1e-4)
+    scaled = losses(train(tmp_path / "scaled", class_weights=[2.0] * 9 + [10.0]))
+    assert scaled == pytest.approx(uneven, rel=1e-4)
+
+
+def test_a_weighted_loss_is_the_mean_of_those_of_micro_batches() -> None:
+    dataset = load_dataset(Settings(**SMALL), seed=0)
+    loss = make_loss(Settings(class_weights=[1.0] * 9 + [5.0]), dataset, device=torch.device("cpu"))
+    logits, labels = torch.randn(8, 10), torch.tensor([9, 9, 9, 1, 2, 3, 4, 5])
+    halves = [loss(logits[part], labels[part]) for part in (slice(0, 4), slice(4, 8))]
+    assert float(sum(halves)) / 2 == pytest.approx(float(loss(logits, labels)), rel=1e-5)
+
+
+class NormAndDropout(nn.Module):
+    """A model whose results differ between training and evaluation mode; it is given in the latter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten())
+        self.head = nn.Linear(4 * 30 * 30, 10)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.layers(images))
+        return logits
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.5}], ids=str)
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode(changes: dict[str, Any], tmp_path: Path) -> None:
+    given = {key: value for key, value in SMALL.items() if key != "width"} | {"model": f"{HERE}:NormAndDropout"}
+    straight = fit(Settings(**given | changes, run_dir=tmp_path / "straight"))
+    assert straight.model.layers[1].num_batches_tracked == 8
+    fit(Settings(**given | changes, max_steps=6, run_dir=tmp_path / "stopped"))
+    resumed = fit(Settings(**given | changes, run_dir=tmp_path / "stopped"))
+    weights = [{k: v for k, v in bits_of(run.path).items() if "/model/" in k} for run in (straight, resumed)]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("optimizer", ["torch.optim:RMSprop", "torch.optim:Adam", "torch.optim:NAdam"])
@@ -235,6 +273,15 @@ def test_sizes_that_the_images_do_not_have(tmp_path: Path) -> None:
         train(tmp_path / "b", low_res_size=32, low_res_fraction=0.5)
     with pytest.raises(SettingsError, match="image_size: 64, but the images of synthetic are 32"):
         train(tmp_path / "c", image_size=64)
+
+
+def ungrouped(params: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([parameter for group in params for parameter in group["params"]], lr)
+
+
+def test_an_optimizer_may_group_the_parameters_itself(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", optimizer=f"{HERE}:ungrouped", max_lr=0.01)
+    assert run.summary["step"] == 8
 
 
 def test_the_optimizer_gets_groups_whose_decay_is_that_of_the_settings() -> None:

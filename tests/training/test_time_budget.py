@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from training_commands import TINY, run_python
@@ -16,6 +17,7 @@ from cifar10_accel.commands import doctor_checks
 from cifar10_accel.commands.repeat import repeat
 from cifar10_accel.commands.verify_resume import verify_resume
 from cifar10_accel.data import loader
+from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.formatting import format_duration
 from cifar10_accel.runs import checkpoint
@@ -24,7 +26,7 @@ from cifar10_accel.runs.reproduce import reproduction
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
 from cifar10_accel.train import fit
-from cifar10_accel.training.setup import set_up_run
+from cifar10_accel.training.setup import RunSetup, set_up_run
 from cifar10_accel.training.time_budget import timing
 from cifar10_accel.training.time_budget.choice import Choice, StepTimes, choose
 from cifar10_accel.training.time_budget.watch import BudgetWatch
@@ -214,6 +216,29 @@ def test_auto_chooses_the_recipe_too_and_a_resumed_run_keeps_both(
     assert fit(Settings(**AUTO | {"run_name": "large"})).settings.recipe == "cpu94"
 
 
+def test_a_chosen_length_with_impossible_image_sizes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, {"smoke": 0.001})
+    # Of the recipe's own 3 epochs 0.45, rounded to none, would have small images; of the 6 that are chosen one.
+    with pytest.raises(SettingsError, match="low_res_size: 32 is not below the 32 pixels"):
+        fit(Settings(**SHORT | {"low_res_fraction": 0.15, "low_res_size": 32}))
+
+
+@pytest.mark.parametrize(("size", "expected"), [(20, ["resnet9"]), (32, ["cpu94", "resnet9"])])
+def test_recipes_that_do_not_fit_the_images_are_not_candidates(
+    size: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cpu94 begins with images of 20 pixels."""
+    asked = measured(monkeypatch, {"resnet9": 1000.0, "cpu94": 0.1})
+    monkeypatch.setattr(timing, "CPU_RECIPES", ("cpu94", "resnet9"))
+    setup = set_up_run(Settings(**AUTO | {"time_budget": "10m"}))
+    settings = setup.settings.replace(recipe="resnet9")
+    settings._resolves_auto = True
+    images = np.random.default_rng(0).integers(0, 255, (600, size, size, 3), np.uint8), np.arange(600) % 10
+    dataset = Dataset(name="images", train=images, test=images)
+    assert list(timing._timed_candidates(RunSetup(setup.accelerator, settings, dataset)))
+    assert asked == expected
+
+
 def test_a_resumed_run_keeps_its_epochs_on_a_slower_machine(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -351,7 +376,7 @@ def watch() -> Callable[..., tuple[BudgetWatch, Any]]:
         setup: Any = SimpleNamespace(
             settings=Settings(**given | changes),
             plan=SimpleNamespace(steps_per_epoch=10),
-            accelerator=SimpleNamespace(is_main_process=True),
+            accelerator=SimpleNamespace(is_main_process=True, device=torch.device("cpu")),
             dataset=SimpleNamespace(image_format=SimpleNamespace(size=32)),
         )
         state = SimpleNamespace(step=step, stopwatch=Clock(seconds))
@@ -390,6 +415,14 @@ def test_a_late_training_says_so_once(
         "it goes on unchanged"
     ]
     assert seen(watch(**arguments), marks, caplog) == (expected if warning else [])
+
+
+def test_compiling_in_the_first_epoch_is_not_taken_for_slowness(watch: Any, caplog: pytest.LogCaptureFixture) -> None:
+    once = [60, 62.5, 72.5, 82.5]
+    assert seen(watch(compile=True), once, caplog) == []
+    assert len(seen(watch(), once, caplog)) == 1
+    caplog.clear()
+    assert len(seen(watch(compile=True), [60, 120, 360, 600], caplog)) == 1
 
 
 def test_a_lateness_that_was_announced_is_not_announced_again(watch: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -129,7 +129,7 @@ def _check_device(precision: str, launch: PartialState, *, continued: Path | Non
         launch: Of this rank.
         continued: The run folder that asks for it; None: the settings or the launch do.
     """
-    if launch.device.type != "cpu" or is_computed_well(precision, launch.device):
+    if is_computed_well(precision, launch.device):
         return
     if precision == "fp16" and continued is not None:
         raise SettingsError(
@@ -140,7 +140,8 @@ def _check_device(precision: str, launch: PartialState, *, continued: Path | Non
         raise SettingsError("precision: 'fp16' on a CPU would silently be fp32; give --precision no (or bf16)")
     if launch.is_main_process:
         remedy = "give --precision no" if continued is None else "continue it elsewhere, or give another --run-name"
-        logger.warning("bf16 on a CPU without bf16 instructions is many times slower; %s", remedy)
+        device = launch.device.type.replace("cuda", "gpu").upper()
+        logger.warning("bf16 on a %s without bf16 instructions is many times slower; %s", device, remedy)
 
 
 def _fastest_for_all(chosen: list[str]) -> str:

@@ -27,13 +27,24 @@ def make_loss(settings: Settings, dataset: Dataset, *, device: torch.device) -> 
     if is_import_path(settings.loss):
         return _imported_loss(settings, dataset, device=device)
     weights = _class_weights(settings, dataset)
-    weight = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
     label_smoothing = settings.label_smoothing
+    if weights is None:
 
-    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, weight=weight)
+        def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
-    return cross_entropy
+        return cross_entropy
+
+    # Their mean over the training images is one. Divided by the weights of a micro-batch instead, as torch does, the
+    # loss would depend on the number of processes and of accumulation steps.
+    mean = sum(weights[label] for label in dataset.train.labels.tolist()) / len(dataset.train)
+    weight = torch.tensor([value / mean for value in weights], dtype=torch.float32, device=device)
+
+    def weighted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, weight=weight, reduction="none")
+        return losses.mean()
+
+    return weighted_cross_entropy
 
 
 def _class_weights(settings: Settings, dataset: Dataset) -> list[float] | None:

@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 # increase small values as fast as possible; they do not converge to exactly one.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 3
+SMALLEST_NORM = 1e-12  # of weights, which may all be zero at first
 
 
 class Muon(torch.optim.SGD):
@@ -71,7 +72,7 @@ class Muon(torch.optim.SGD):
         assert gradient is not None
         momentum.mul_(group["momentum"]).add_(gradient)
         direction = gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
-        filters.mul_(len(filters) ** 0.5 / filters.norm())
+        filters.mul_(len(filters) ** 0.5 / filters.norm().clamp(min=SMALLEST_NORM))
         step = orthogonalized(direction.flatten(1).to(self.iteration_dtype))
         filters.sub_(step.view_as(filters), alpha=group["lr"])
 
@@ -103,6 +104,7 @@ class Muon(torch.optim.SGD):
 
         steps = _orthogonalized_batch(batch) * group["lr"]  # a number, or a tensor on the device
         sizes = torch._foreach_div(torch._foreach_norm(convolutions), [len(filters) ** 0.5 for filters in convolutions])
+        torch._foreach_clamp_min_(sizes, SMALLEST_NORM)
         if overflow is not None:
             steps = steps.masked_fill(overflow, 0.0)
             sizes = torch.stack(sizes).masked_fill(overflow, 1.0).unbind()
@@ -136,10 +138,11 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 def _orthogonalized_batch(matrices: Tensor) -> Tensor:
     """Do what `orthogonalized` does for each of (batch, rows, columns), in as few kernels as possible.
 
-    On a GPU it is computed in bfloat16, whose rounding errors are small beside those of the approximation.
+    On a GPU that has bfloat16 it is computed in it: its rounding errors are small beside those of the approximation.
     """
     a, b, c = QUINTIC
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    has_bf16 = matrices.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    x = matrices.bfloat16() if has_bf16 else matrices
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)

@@ -100,7 +100,7 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the LR of every parameter group to its multiple of `lr`."""
     for group in optimizer.param_groups:
-        value = lr * group["lr_factor"]
+        value = lr * group.get("lr_factor", 1.0)  # an optimizer of one's own may have groups of its own
         if isinstance(group["lr"], Tensor):  # where steps are CUDA graphs
             group["lr"].fill_(value)
         else:

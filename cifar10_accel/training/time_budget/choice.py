@@ -1,7 +1,7 @@
 """Choice of a recipe and a number of epochs, as a function of the seconds that a step takes.
 
 A recipe is tuned for its own number of epochs. It may get fewer or more, within limits: fewer than a quarter are no
-training of that recipe any more, and more than twice as many bring nothing. A budget is a limit, not a target.
+training of that recipe any more, and more than twice as many have not been tried. A budget is a limit, not a target.
 """
 
 import math

@@ -15,14 +15,18 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 
+from cifar10_accel.components import is_import_path
+from cifar10_accel.data.batch_plan import BatchPlan
 from cifar10_accel.data.loader import IMAGES_PER_GROUP
+from cifar10_accel.errors import UserError
 from cifar10_accel.formatting import format_duration
+from cifar10_accel.models.registry import build_model
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.accelerator import run_on_main
 from cifar10_accel.training.dynamics_recorder import DynamicsRecorder
 from cifar10_accel.training.oom import explain_out_of_memory, fit_micro_batch
-from cifar10_accel.training.setup import RunSetup
+from cifar10_accel.training.setup import RunSetup, require_sizes_that_fit
 from cifar10_accel.training.state import TrainingState, build_state
 from cifar10_accel.training.step import train_step
 from cifar10_accel.training.time_budget.choice import LEAST_SHARE_OF_A_CANDIDATE, Choice, StepTimes, choose
@@ -67,7 +71,9 @@ def within_time_budget(setup: RunSetup, folder: RunFolder) -> tuple[RunSetup, Ch
         _log(accelerator, str(choice), is_warning=not choice.fits)
     else:
         _log(accelerator, f"{_title(settings)}: recipe {length[0]}, {length[1]} epochs, as chosen when the run began")
-    return replace(setup, settings=settings.with_length(recipe=length[0], epochs=length[1])), choice
+    settings = settings.with_length(recipe=length[0], epochs=length[1])
+    require_sizes_that_fit(settings, setup.dataset)  # another number of epochs may have other image sizes
+    return replace(setup, settings=settings), choice
 
 
 def _title(settings: Settings) -> str:
@@ -86,13 +92,32 @@ def _timed_candidates(setup: RunSetup) -> Iterator[StepTimes]:
     recipes: tuple[str, ...] = (settings.recipe,)
     if settings.has_open_recipe:
         recipes = CPU_RECIPES if accelerator.device.type == "cpu" else ACCELERATOR_RECIPES
+        with _undone(accelerator):
+            recipes = tuple(name for name in recipes if name == settings.recipe or _can_train(setup, name))
     seconds = min(MEASURED_SECONDS, MEASURED_SHARE * settings.time_budget) / len(recipes)
     for recipe in recipes:
-        own_epochs = settings.replace(recipe=recipe).epochs
-        candidate = replace(setup, settings=settings.with_length(recipe=recipe, epochs=own_epochs))
         with _undone(accelerator), explain_out_of_memory():
-            times = time_steps(candidate, seconds=seconds, may_give_up=recipe != recipes[-1])
+            times = time_steps(_with_recipe(setup, recipe), seconds=seconds, may_give_up=recipe != recipes[-1])
         yield times
+
+
+def _with_recipe(setup: RunSetup, recipe: str) -> RunSetup:
+    own_epochs = setup.settings.replace(recipe=recipe).epochs
+    return replace(setup, settings=setup.settings.with_length(recipe=recipe, epochs=own_epochs))
+
+
+def _can_train(setup: RunSetup, recipe: str) -> bool:
+    """Return False for a recipe whose model, image sizes or batch size do not fit this data set or launch."""
+    dataset = setup.dataset
+    try:
+        settings = _with_recipe(setup, recipe).settings
+        require_sizes_that_fit(settings, dataset)
+        BatchPlan.of(settings, setup.accelerator, len(dataset.train))
+        if not is_import_path(settings.model):
+            build_model(settings, num_classes=len(dataset.class_names), image_format=dataset.image_format)
+    except UserError:
+        return False
+    return True
 
 
 @contextmanager

@@ -36,6 +36,9 @@ class BudgetWatch:
         all_steps = settings.epochs * plan.steps_per_epoch
         self._stop_step = min(all_steps, settings.max_steps or all_steps)
         self._mark = state.step, state.stopwatch.seconds()
+        # Compiling, and choosing kernels on a GPU, happen in the first steps of each image size, once.
+        self._has_slow_start = settings.compile or setup.accelerator.device.type != "cpu"
+        self._steps_per_epoch = plan.steps_per_epoch
 
     def end_epoch(self, state: TrainingState) -> None:
         """Warn, the first time, if the training would end too late at the speed of the steps since the last call."""
@@ -43,6 +46,9 @@ class BudgetWatch:
         self._mark = state.step, now
         remaining = self._cost(state.step, self._stop_step)
         if self._budget is None or remaining == 0:
+            return
+        if self._has_slow_start and self._stop_step - state.step > self._steps_per_epoch:
+            self._has_slow_start = False
             return
         end = now + remaining * (now - before) / self._cost(step, state.step)
         if end <= self._latest:

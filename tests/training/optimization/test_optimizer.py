@@ -93,6 +93,19 @@ def test_the_relative_size_of_muons_step_is_the_lr_for_any_gradient() -> None:
         assert 0.08 < moved < 0.12
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_muon_trains_weights_that_are_zero_at_first(together: bool) -> None:
+    filters = nn.Parameter(torch.zeros(8, 4, 3, 3))
+    optimizer = make_optimizer(nn.ParameterList([filters]), OptimSettings(optimizer="muon"), fused=together)
+    if together:
+        optimizer.found_inf, optimizer.grad_scale = torch.zeros(1), torch.ones(1)
+    set_lr(optimizer, 1.0)
+    for _ in range(2):
+        filters.grad = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+        assert 0 < filters.norm() < 10
+
+
 def test_muon_leaves_the_rest_to_sgd() -> None:
     weights = [nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
     ours = Muon([{"params": [weights[0]]}], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
