@@ -93,7 +93,7 @@ def bits_of(run_dir: Path) -> dict[str, bytes]:
     newest = checkpoint.newest(run_dir / "checkpoints")
     assert newest is not None
     state = checkpoint.load(newest)
-    training = {name: value for name, value in state.training.items() if name != "seconds"}
+    training = {name: value for name, value in state.training.items() if not name.startswith("seconds")}
     bits = dict(_leaves(newest.name, {"model": state.model, "average": state.average, "training": training}))
     for file in ("predictions", "dynamics"):
         with np.load(run_dir / f"{file}.npz", allow_pickle=False) as arrays:
