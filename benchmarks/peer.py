@@ -12,6 +12,7 @@ from benchmarks.timed import TimedRun
 from cifar10_accel.data.dataset import Split
 from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.errors import InputError
+from cifar10_accel.files import replace_file
 from cifar10_accel.settings import Settings
 
 SCRIPT = "airbench94_muon.py"
@@ -99,9 +100,8 @@ def write_data(folder: Path, settings: Settings, *, num_train: int | None = None
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name, split, num_images in (("train", dataset.train, num_train), ("test", dataset.test, num_test)):
-        aside = folder / f"{name}.pt.tmp"
-        torch.save(_as_saved(split, dataset.class_names, num_images), aside)
-        aside.rename(folder / f"{name}.pt")
+        with replace_file(folder / f"{name}.pt") as file:
+            torch.save(_as_saved(split, dataset.class_names, num_images), file)
 
 
 def _as_saved(split: Split, class_names: tuple[str, ...], num_images: int | None) -> dict[str, object]:

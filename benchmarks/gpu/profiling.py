@@ -78,9 +78,9 @@ class Trainer:
         state = self.state
         found: list[Part] = [
             (self, "next_batches", "data"),
-            (step, "forward_backward", "forward, loss, backward, recorder"),
-            (state.accelerator, "backward", "of which backward"),
+            (step, "forward", "forward, loss, recorder"),
             (state.recorder, "record", "of which recorder"),
+            (state.accelerator, "backward", "backward"),
             (state.optimizer, "step", "optimizer"),
         ]
         if state.average is not None:

@@ -53,8 +53,9 @@ class Session:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What the results of an earlier call must have in common with those of this one to be used again."""
-        return {"device": self.device, "tiny": self.is_tiny, "given": {key: str(self.given[key]) for key in self.given}}
+        """The conditions of a result; one of an earlier call is used again if its conditions are the same."""
+        given = {name: str(value) for name, value in self.given.items()}
+        return {"device": self.device, "tiny": self.is_tiny, "given": given}
 
     def seconds_left(self) -> float:
         """Return the seconds until the time of this call is over."""

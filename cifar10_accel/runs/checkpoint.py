@@ -113,12 +113,11 @@ def clean_up(folder: Path) -> Path | None:
     """
     for leftover in folder.glob("*.tmp"):
         shutil.rmtree(leftover)
-    valid = newest(folder)
-    for path in _steps(folder):
-        if valid is not None and path.name > valid.name:
-            bad = path.with_suffix(".bad")
-            shutil.rmtree(bad, ignore_errors=True)
-            path.rename(bad)
+    valid, steps = newest(folder), _steps(folder)
+    for path in steps[steps.index(valid) + 1 :] if valid is not None else []:
+        bad = path.with_suffix(".bad")
+        shutil.rmtree(bad, ignore_errors=True)
+        path.rename(bad)
     return valid
 
 

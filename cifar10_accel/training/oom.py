@@ -15,7 +15,7 @@ import torch
 from cifar10_accel.errors import OutOfResourcesError
 from cifar10_accel.training.setup import RunSetup
 from cifar10_accel.training.state import TrainingState
-from cifar10_accel.training.step import forward_backward
+from cifar10_accel.training.step import forward
 
 # Messages of CUDA's libraries and of the CPU allocator; torch.OutOfMemoryError covers only its own allocator.
 SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
@@ -70,7 +70,8 @@ def _runs_out(state: TrainingState, setup: RunSetup) -> bool:
     recorder, state.recorder = state.recorder, None
     try:
         batch = next(full_size.loader.batches(state.step, state.step + 1))[0]
-        forward_backward(state, state.model, batch, num_batches=1)
+        loss, _ = forward(state, state.model, batch)
+        state.accelerator.backward(loss)
         return False
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):

@@ -53,7 +53,9 @@ def _compute_step(state: TrainingState, batches: list[Batch]) -> Tensor:
     for number, batch in enumerate(batches, start=1):
         is_last = number == len(batches)  # only then are gradients averaged over ranks
         with nullcontext() if is_last else accelerator.no_sync(state.wrapped_model):
-            totals += forward_backward(state, state.wrapped_model, batch, num_batches=len(batches))
+            loss, batch_totals = forward(state, state.wrapped_model, batch)
+            accelerator.backward(loss / len(batches))
+            totals += batch_totals
     if accelerator.device.type == "cpu":
         require_finite(accelerator.reduce(totals), "the loss", remedy=_remedy(state))
         gradients = [p.grad for p in state.wrapped_model.parameters() if p.grad is not None]
@@ -67,23 +69,28 @@ def _compute_step(state: TrainingState, batches: list[Batch]) -> Tensor:
     return totals
 
 
-def forward_backward(state: TrainingState, model: nn.Module, batch: Batch, *, num_batches: int) -> Tensor:
-    """Add the gradient of one of `num_batches` micro-batches to the parameters; return (3,) as `train_step` does.
+def forward(state: TrainingState, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Compute the loss of one micro-batch, and record the loss and prediction of each image.
 
-    model: the state's model or its wrapped model, whose gradients are averaged over ranks.
+    Args:
+        state: Its recorder gets them, if it has one.
+        model: The state's model, or its wrapped model, whose gradients are averaged over ranks.
+        batch: B images.
+
+    Returns:
+        The mean loss, a scalar with a graph for its gradient; and (3,) as `train_step` does.
     """
     logits = model(batch.images).float()  # (B, K)
     loss = state.loss(logits, batch.labels)
     if batch.weight < 1:  # MixUp or CutMix
         partner_loss = state.loss(logits, batch.partner_labels)
         loss = batch.weight * loss + (1 - batch.weight) * partner_loss
-    state.accelerator.backward(loss / num_batches)
     predictions = logits.detach().argmax(dim=1)
     if state.recorder is not None:
         state.recorder.record(batch.indices, batch.labels, logits.detach(), predictions)
     num_images = loss.new_full((), len(batch.labels))
     num_correct = (predictions == batch.labels).sum().float()
-    return torch.stack([loss.detach() * num_images, num_correct, num_images])
+    return loss, torch.stack([loss.detach() * num_images, num_correct, num_images])
 
 
 def seed_layers(state: TrainingState) -> None:

@@ -57,7 +57,11 @@ def test_the_newest_is_that_of_the_highest_step_also_after_a_million(tmp_path: P
     for step in (999_998, 999_999, 1_000_000):
         checkpoint.save(tmp_path, state(step), keep=2)
     assert {path.name for path in tmp_path.iterdir()} == {"step-999999", "step-1000000"}
-    assert checkpoint.newest(tmp_path) == tmp_path / "step-1000000"
+    assert checkpoint.clean_up(tmp_path) == tmp_path / "step-1000000"
+    assert {path.name for path in tmp_path.iterdir()} == {"step-999999", "step-1000000"}
+    _truncate(tmp_path / "step-1000000")
+    assert checkpoint.clean_up(tmp_path) == tmp_path / "step-999999"
+    assert {path.name for path in tmp_path.iterdir()} == {"step-999999", "step-1000000.bad"}
 
 
 def _truncate(path: Path) -> None:

@@ -417,11 +417,15 @@ def test_a_late_training_says_so_once(
     assert seen(watch(**arguments), marks, caplog) == (expected if warning else [])
 
 
-def test_compiling_in_the_first_epoch_is_not_taken_for_slowness(watch: Any, caplog: pytest.LogCaptureFixture) -> None:
-    once = [60, 62.5, 72.5, 82.5]
-    assert seen(watch(compile=True), once, caplog) == []
-    assert len(seen(watch(), once, caplog)) == 1
-    caplog.clear()
+@pytest.mark.parametrize("marks", [[60, 62.5, 72.5, 82.5], [2.5, 5, 75, 85]], ids=["small images", "full size"])
+def test_compiling_for_an_image_size_is_not_taken_for_slowness(
+    marks: list[float], watch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert seen(watch(compile=True), marks, caplog) == []
+    assert len(seen(watch(), marks, caplog)) == 1
+
+
+def test_slowness_after_compiling_is_announced(watch: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert len(seen(watch(compile=True), [60, 120, 360, 600], caplog)) == 1
 
 

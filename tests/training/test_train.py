@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from training_commands import TINY
 
 from cifar10_accel import train as train_module
@@ -160,17 +161,22 @@ def test_only_damaged_checkpoints_stop_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_non_finite_value_stops_before_the_step(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values of step 8 overflow; the gradient can do so while the loss is finite."""
-    forward_backward, calls = step_module.forward_backward, []
+    forward, backward, models = step_module.forward, Accelerator.backward, []
 
-    def overflowing(state: Any, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        totals = forward_backward(state, model, *args, **kwargs)
-        calls.append(1)
-        if len(calls) == 8:
-            broken = totals if what == "loss" else next(model.parameters()).grad
-            broken[0] = float("inf")
-        return totals
+    def overflowing_forward(state: Any, model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, totals = forward(state, model, batch)
+        models.append(model)
+        if what == "loss" and len(models) == 8:
+            totals[0] = float("inf")
+        return loss, totals
 
-    monkeypatch.setattr(step_module, "forward_backward", overflowing)
+    def overflowing_backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
+        backward(accelerator, loss)
+        if what == "gradient" and len(models) == 8:
+            next(models[-1].parameters()).grad[0] = float("inf")
+
+    monkeypatch.setattr(step_module, "forward", overflowing_forward)
+    monkeypatch.setattr(Accelerator, "backward", overflowing_backward)
     expected = rf"^step 8, lr 0\.\d+: the {what} is not finite .*; lower --max-lr or raise"
     with pytest.raises(NonFiniteError, match=expected):
         run(tmp_path / "run")

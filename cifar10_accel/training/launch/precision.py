@@ -140,7 +140,7 @@ def _check_device(precision: str, launch: PartialState, *, continued: Path | Non
         raise SettingsError("precision: 'fp16' on a CPU would silently be fp32; give --precision no (or bf16)")
     if launch.is_main_process:
         remedy = "give --precision no" if continued is None else "continue it elsewhere, or give another --run-name"
-        device = launch.device.type.replace("cuda", "gpu").upper()
+        device = "CPU" if launch.device.type == "cpu" else "GPU"
         logger.warning("bf16 on a %s without bf16 instructions is many times slower; %s", device, remedy)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,37 +28,35 @@ def make_loss(settings: Settings, dataset: Dataset, *, device: torch.device) -> 
     if is_import_path(settings.loss):
         return _imported_loss(settings, dataset, device=device)
     weights = _class_weights(settings, dataset)
+    weight = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
     label_smoothing = settings.label_smoothing
-    if weights is None:
 
-        def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+        if weight is None:
             return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-
-        return cross_entropy
-
-    # Their mean over the training images is one. Divided by the weights of a micro-batch instead, as torch does, the
-    # loss would depend on the number of processes and of accumulation steps.
-    mean = sum(weights[label] for label in dataset.train.labels.tolist()) / len(dataset.train)
-    weight = torch.tensor([value / mean for value in weights], dtype=torch.float32, device=device)
-
-    def weighted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+        # torch's own mean divides by the weights of the micro-batch, so it would depend on the number of processes.
         losses = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, weight=weight, reduction="none")
         return losses.mean()
 
-    return weighted_cross_entropy
+    return cross_entropy
 
 
-def _class_weights(settings: Settings, dataset: Dataset) -> list[float] | None:
-    num_classes = len(dataset.class_names)
-    if settings.class_weights == "balanced":
+def _class_weights(settings: Settings, dataset: Dataset) -> npt.NDArray[np.float64] | None:
+    """Return the weight of each class, whose mean over the training images is one; None: all are equal."""
+    given, num_classes = settings.class_weights, len(dataset.class_names)
+    if given is None:
+        return None
+    if given == "balanced":
         counts = np.bincount(dataset.train.labels, minlength=num_classes)
-        return [float(len(dataset.train) / (num_classes * count)) if count else 0.0 for count in counts]
-    if settings.class_weights is not None and len(settings.class_weights) != num_classes:
+        weights = np.divide(1.0, counts, out=np.zeros(num_classes), where=counts > 0)
+    elif len(given) != num_classes:
         raise SettingsError(
-            f"class_weights: {len(settings.class_weights)} weights for {num_classes} classes; give one for each, or "
-            "balanced"
+            f"class_weights: {len(given)} weights for {num_classes} classes; give one for each, or balanced"
         )
-    return None if settings.class_weights is None else list(settings.class_weights)
+    else:
+        weights = np.asarray(given)
+    mean: np.float64 = weights[dataset.train.labels].mean()
+    return weights / mean
 
 
 def _imported_loss(settings: Settings, dataset: Dataset, *, device: torch.device) -> Loss:

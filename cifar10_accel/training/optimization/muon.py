@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from cifar10_accel.training.launch.precision import is_computed_well
+
 # The polynomial a x + b x^3 + c x^5 maps every singular value to about one in a few iterations. These coefficients
 # increase small values as fast as possible; they do not converge to exactly one.
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -138,11 +140,10 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 def _orthogonalized_batch(matrices: Tensor) -> Tensor:
     """Do what `orthogonalized` does for each of (batch, rows, columns), in as few kernels as possible.
 
-    On a GPU that has bfloat16 it is computed in it: its rounding errors are small beside those of the approximation.
+    On GPUs with bfloat16 it is computed in that: the rounding errors are small beside those of the approximation.
     """
     a, b, c = QUINTIC
-    has_bf16 = matrices.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    x = matrices.bfloat16() if has_bf16 else matrices
+    x = matrices.bfloat16() if matrices.is_cuda and is_computed_well("bf16", matrices.device) else matrices
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)

@@ -36,19 +36,16 @@ class BudgetWatch:
         all_steps = settings.epochs * plan.steps_per_epoch
         self._stop_step = min(all_steps, settings.max_steps or all_steps)
         self._mark = state.step, state.stopwatch.seconds()
-        # Compiling, and choosing kernels on a GPU, happen in the first steps of each image size, once.
-        self._has_slow_start = settings.compile or setup.accelerator.device.type != "cpu"
-        self._steps_per_epoch = plan.steps_per_epoch
+        # The first steps of each image size compile, and choose kernels on a GPU: that time does not recur.
+        has_slow_starts = settings.compile or setup.accelerator.device.type != "cpu"
+        self._slow_starts = {state.step, self._low_res_steps} if has_slow_starts else set()
 
     def end_epoch(self, state: TrainingState) -> None:
         """Warn, the first time, if the training would end too late at the speed of the steps since the last call."""
         (step, before), now = self._mark, state.stopwatch.seconds()
         self._mark = state.step, now
         remaining = self._cost(state.step, self._stop_step)
-        if self._budget is None or remaining == 0:
-            return
-        if self._has_slow_start and self._stop_step - state.step > self._steps_per_epoch:
-            self._has_slow_start = False
+        if self._budget is None or remaining == 0 or step in self._slow_starts:
             return
         end = now + remaining * (now - before) / self._cost(step, state.step)
         if end <= self._latest:
