@@ -4,7 +4,6 @@ A setting names one by its import path, `package.module:attribute`. Importing it
 gives to `fit` get a name here too: their import path where it leads back to them, else `object:` and a digest.
 """
 
-import hashlib
 import importlib
 import inspect
 import os
@@ -16,9 +15,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from cifar10_accel.component_names import OBJECT_PREFIX
 from cifar10_accel.errors import InputError, SettingsError, UserError, did_you_mean
-
-OBJECT_PREFIX = "object:"
 
 _objects: dict[str, Any] = {}  # given as objects, by the names that the settings have for them
 
@@ -70,22 +68,6 @@ def named_objects(objects: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for name in objects:
             _objects.pop(name, None)
-
-
-def name_of(component: Any) -> str:
-    """Return the name that the settings have for an object: a built-in name, an import path or a digest.
-
-    Equal objects have equal names: the digest is that of the parameters of a model, the arrays of a data set, the
-    source and the attributes of anything else.
-    """
-    if isinstance(component, str):
-        return component
-    module = getattr(component, "__module__", None) or "__main__"
-    qualified_name = getattr(component, "__qualname__", None)
-    if qualified_name and module != "__main__" and _leads_to(component, module, qualified_name):
-        return f"{module}:{qualified_name}"
-    shown = qualified_name or type(component).__qualname__
-    return f"{OBJECT_PREFIX}{shown.replace('<', '').replace('>', '')}@{_digest(component)}"
 
 
 def call_component(
@@ -196,44 +178,6 @@ def _siblings(name: str) -> list[str]:
     parent, _, _ = name.rpartition(".")
     paths = list(sys.modules[parent].__path__) if parent in sys.modules else [os.getcwd()]
     return [f"{parent}.{found.name}" if parent else found.name for found in pkgutil.iter_modules(paths)]
-
-
-def _leads_to(component: Any, module: str, qualified_name: str) -> bool:
-    found: Any = sys.modules.get(module)
-    for attribute in qualified_name.split("."):
-        found = getattr(found, attribute, None)
-    return found is component
-
-
-def _digest(component: Any) -> str:
-    sha = hashlib.sha256()
-    for part in _parts(component):
-        sha.update(part)
-    return sha.hexdigest()[:6]
-
-
-def _parts(component: Any) -> Iterator[bytes]:
-    """Yield what distinguishes an object from others, as bytes."""
-    if hasattr(component, "digest_parts") and not inspect.isclass(component):  # a Dataset
-        yield from component.digest_parts()
-    elif hasattr(component, "named_modules") and not inspect.isclass(component):  # a model
-        import torch  # which has been imported to make the model
-
-        yield repr(component).encode()
-        for name, tensor in component.state_dict().items():
-            yield name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-    elif isinstance(component, list | tuple):
-        for part in component:
-            yield from _parts(part)
-    else:
-        kind = component if hasattr(component, "__qualname__") else type(component)
-        try:
-            yield inspect.getsource(kind).encode()
-        except (OSError, TypeError):
-            yield repr(kind).encode()
-        for name, value in sorted(getattr(component, "__dict__", {}).items()):
-            if isinstance(value, str | int | float | bool | bytes | tuple | list | dict | type(None)):
-                yield f"{name}={value!r}".encode()
 
 
 def _is_installed(filename: str) -> bool:

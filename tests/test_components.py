@@ -4,15 +4,12 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from torch import nn
 
-from cifar10_accel.components import call_component, is_import_path, load_component, name_of, named_objects
-from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.component_names import name_of
+from cifar10_accel.components import call_component, is_import_path, load_component, named_objects
 from cifar10_accel.errors import InputError, SettingsError
 
 
@@ -78,32 +75,11 @@ def test_an_exception_names_the_line_of_the_user(package: Path) -> None:
         call_component(load, {}, path="parts.late:load", setting="dataset")
 
 
-def _model(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Linear(2, 3)
-
-
-def _data(seed: int) -> Dataset:
-    images = np.random.default_rng(seed).integers(0, 255, (20, 8, 8, 1), dtype=np.uint8)
-    return Dataset(name="own", train=(images, np.arange(20) % 2), test=(images, np.arange(20) % 2))
-
-
-class _Adjustable:
-    def __init__(self, value: int) -> None:
-        self.value = value
-
-
-@pytest.mark.parametrize("make", [_model, _data, _Adjustable, lambda seed: [_Adjustable(seed)]])
-def test_equal_objects_have_equal_names_and_others_do_not(make: Any) -> None:
-    assert name_of(make(1)) == name_of(make(1)) != name_of(make(2))
-    assert is_import_path(name_of(make(1)))
-
-
 def test_what_can_be_imported_is_named_by_its_path_and_the_rest_found_by_name(package: Path) -> None:
     assert name_of(nn.Linear) == "torch.nn.modules.linear:Linear"
     assert load_component(name_of(nn.Linear), setting="model") is nn.Linear
     local = textwrap.dedent
-    model = _model(0)
+    model = nn.Linear(2, 3)
     with named_objects({name_of(model): model}):
         assert load_component(name_of(model), setting="model") is model
     with pytest.raises(SettingsError, match="given as a Python object"):

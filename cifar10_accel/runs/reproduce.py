@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cifar10_accel.components import OBJECT_PREFIX, is_import_path
+from cifar10_accel.component_names import OBJECT_PREFIX
+from cifar10_accel.components import is_import_path
 from cifar10_accel.recipes import read_recipe, recipe_names
 from cifar10_accel.settings import OF_BUILT_IN, Settings, TrackingSettings
 from cifar10_accel.subprocesses import settings_to_flags

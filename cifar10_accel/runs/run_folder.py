@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cifar10_accel.data.image_format import ImageFormat
-from cifar10_accel.errors import InputError, Preempted, SettingsError, UserError
+from cifar10_accel.errors import InputError, OutOfResourcesError, Preempted, SettingsError, UserError
 from cifar10_accel.files import read_yaml, write_text
 from cifar10_accel.formatting import format_duration
 from cifar10_accel.runs import checkpoint
@@ -68,6 +68,7 @@ class RunFolder:
 
         Raises:
             SettingsError: The folder cannot be written, is in use, or has a run with other settings.
+            OutOfResourcesError: The disk is full.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -82,17 +83,17 @@ class RunFolder:
                 f"run_dir: {self.path} cannot be written ({error.strerror}); give another --run-dir"
             ) from None
         was_finished = self.is_finished()
-        if not was_finished:  # an old state, such as preempted, must not stand for a start that fails
-            self._write_status("starting", None, "")
-        if (self.path / "settings.yaml").exists():
-            try:
+        try:
+            if not was_finished:  # an old state, such as preempted, must not stand for a start that fails
+                self._write_status("starting", None, "")
+            if (self.path / "settings.yaml").exists():
                 self._require_same_settings(settings)
-            except UserError as error:
-                if not was_finished:
-                    self._write_status("failed", error.exit_code, str(error))
-                self._lock.release(force=True)
-                raise
-        (self.path / "settings.yaml").write_text(settings.to_yaml())
+            self._write("settings.yaml", settings.to_yaml())
+        except UserError as error:
+            if not was_finished:
+                self._write_last_status("failed", error.exit_code, str(error))
+            self._lock.release(force=True)
+            raise
 
     def settings(self) -> Settings:
         """Return the settings of the run.
@@ -144,18 +145,15 @@ class RunFolder:
 
         Leaving it unlocks the folder. Launchers reduce every exit code to 1; this file keeps the original.
         """
-        write = self._write_status if is_main else lambda *_: None
-        write("running", None, "")
+        write, write_last = (self._write_status, self._write_last_status) if is_main else (lambda *_: None,) * 2
         try:
+            write("running", None, "")
             yield
-        except Preempted as stop:
-            write("preempted", stop.exit_code, str(stop))
-            raise
         except UserError as error:
-            write("failed", error.exit_code, str(error))
+            write_last("preempted" if isinstance(error, Preempted) else "failed", error.exit_code, str(error))
             raise
         except BaseException as error:
-            write("failed", 1, f"{type(error).__name__}: {error}")
+            write_last("failed", 1, f"{type(error).__name__}: {error}")
             raise
         else:
             write("finished", 0, "")
@@ -165,6 +163,11 @@ class RunFolder:
 
     def _write_status(self, state: str, exit_code: int | None, reason: str) -> None:
         self.write_json("status.json", {"state": state, "exit_code": exit_code, "reason": reason})
+
+    def _write_last_status(self, state: str, exit_code: int | None, reason: str) -> None:
+        """Write the state in which an exception leaves the run; a full disk must not take the exception's place."""
+        with suppress(OutOfResourcesError):
+            self._write_status(state, exit_code, reason)
 
     def name(self) -> str:
         """Return the name of the folder, also if its path is '.'."""
@@ -179,8 +182,21 @@ class RunFolder:
         return self.metrics.exists() or any(self.checkpoints.glob("step-*"))
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Replace a JSON file atomically."""
-        write_text(self.path / name, json.dumps(values, indent=1) + "\n")
+        """Replace a JSON file atomically.
+
+        Raises:
+            OutOfResourcesError: It cannot be written.
+        """
+        self._write(name, json.dumps(values, indent=1) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            write_text(self.path / name, text)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutOfResourcesError(
+                f"{self.path / name}: cannot be written ({reason}); free some disk space"
+            ) from error
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the values in a JSON file of the folder; none if it is missing or not readable."""

@@ -26,6 +26,7 @@ from cifar10_accel.components import (
 )
 from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.errors import InputError, SettingsError, UserError, did_you_mean
+from cifar10_accel.runs.checkpoint import MANIFEST
 from cifar10_accel.settings import Settings
 
 HOOKS = ("on_fit_start", "on_step_end", "on_epoch_end", "on_fit_end")
@@ -37,9 +38,7 @@ class CallbackContext:
 
     step: int  # steps done
     epoch: float  # epochs done
-    metrics: dict[
-        str, float
-    ]  # newest training metrics, and those of the evaluation at this epoch's end if there is one
+    metrics: dict[str, float]  # the newest of training, and those of this epoch's evaluation, if there is one
     model: nn.Module  # the one whose accuracy counts: of averaged weights, if weights are averaged
     settings: Settings
     dataset: Dataset
@@ -59,9 +58,16 @@ class CallbackContext:
         self.stop_reason = reason or "stopped by a callback"
 
     def save_weights(self, name: str) -> None:
-        """Save the model as a checkpoint in the run folder, `<run_dir>/<name>`, in place of an earlier one."""
-        if Path(name).name != name or name in ("checkpoints", "..", "."):
+        """Save the model as a checkpoint in the run folder, `<run_dir>/<name>`, in place of an earlier one.
+
+        Raises:
+            ValueError: It is no name for a folder, or another file or folder of the run has it.
+        """
+        folder = self.run_dir / name
+        if name in ("", ".", "..") or Path(name).name != name:
             raise ValueError(f"save_weights needs a plain name for a folder in the run folder, not {name!r}")
+        if folder.exists() and not (folder / MANIFEST).exists():
+            raise ValueError(f"save_weights: {folder} is no checkpoint, so it is not replaced; give another name")
         self.write_weights(name)
 
 
@@ -81,8 +87,10 @@ class EarlyStopping:
         self.num_without_improvement = 0
 
     def on_fit_start(self, context: CallbackContext) -> None:
-        """Require a hold-out."""
+        """Require a hold-out; forget an earlier run of this object."""
         _require_hold_out(context, "early_stopping")
+        if context.step == 0:
+            self.best, self.num_without_improvement = None, 0
 
     def on_epoch_end(self, context: CallbackContext) -> None:
         """Compare the metric with the best so far."""
@@ -121,8 +129,10 @@ class BestCheckpoint:
         self.best: float | None = None
 
     def on_fit_start(self, context: CallbackContext) -> None:
-        """Require a hold-out."""
+        """Require a hold-out; forget an earlier run of this object."""
         _require_hold_out(context, "best_checkpoint")
+        if context.step == 0:
+            self.best = None
 
     def on_epoch_end(self, context: CallbackContext) -> None:
         """Save the weights if the metric is the best so far."""

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from cifar10_accel.components import name_of, named_objects
+from cifar10_accel.component_names import name_of
+from cifar10_accel.components import named_objects
 from cifar10_accel.data.image_files import read_image
 from cifar10_accel.errors import InputError, SettingsError, did_you_mean
 from cifar10_accel.models.classifier import Classifier

@@ -1,11 +1,13 @@
 """status.json from the moment at which a run folder is opened."""
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from training_commands import TINY
 
-from cifar10_accel.errors import Preempted, SettingsError
+from cifar10_accel.errors import InputError, OutOfResourcesError, Preempted, SettingsError
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
 
@@ -46,3 +48,40 @@ def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run").open(Settings(**TINY | {"max_lr": 0.01}))
     RunFolder(tmp_path / "run").open(Settings(**TINY))
     assert folder.is_finished()
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function after whose call no file can be written."""
+
+    def fill() -> None:
+        def fail(path: Path, text: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("cifar10_accel.runs.run_folder.write_text", fail)
+
+    return fill
+
+
+def test_a_full_disk_is_one_line_and_the_settings_stay(tmp_path: Path, full_disk: Callable[[], None]) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(Settings(**TINY))
+    with folder.record_status(is_main=True):
+        pass
+    before = folder.settings()
+    full_disk()
+    with pytest.raises(OutOfResourcesError, match=r"run/settings\.yaml: cannot be written \(No space left on device\)"):
+        RunFolder(tmp_path / "run").open(Settings(**TINY))
+    assert folder.settings() == before
+    with pytest.raises(OutOfResourcesError, match="cannot be written"):  # not: is in use
+        RunFolder(tmp_path / "run").open(Settings(**TINY))
+
+
+def test_a_full_disk_does_not_take_the_place_of_another_error(tmp_path: Path, full_disk: Callable[[], None]) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(Settings(**TINY))
+    status = folder.record_status(is_main=True)
+    status.__enter__()
+    full_disk()
+    error = InputError("the true reason")
+    assert not status.__exit__(InputError, error, None)  # neither suppressed nor replaced

@@ -12,7 +12,7 @@ from trainings import bits_of, status_of
 from cifar10_accel import CallbackContext, Settings, fit
 from cifar10_accel.errors import InputError, SettingsError
 from cifar10_accel.runs.checkpoint import newest
-from cifar10_accel.training.callbacks import EarlyStopping
+from cifar10_accel.training.callbacks import BestCheckpoint, EarlyStopping
 from cifar10_accel.training.run import Run
 
 SMALL: dict[str, Any] = {
@@ -167,23 +167,53 @@ def test_early_stopping_and_the_best_weights(tmp_path: Path) -> None:
     assert child.summary["step"] == 4
 
 
+def _context(**values: Any) -> CallbackContext:
+    known: dict[str, Any] = {
+        "step": 1,
+        "epoch": 1,
+        "metrics": {},
+        "model": torch.nn.Identity(),
+        "settings": Settings(),
+        "dataset": None,
+        "run_dir": Path(),
+        "is_main_process": True,
+        "write_metrics": lambda _: None,
+        "write_weights": lambda _: None,
+    }
+    return CallbackContext(**known | values)
+
+
+def test_a_callback_object_can_be_used_for_several_runs(tmp_path: Path) -> None:
+    """The second run counts from its own start, and is the same run as that of a new object."""
+    changes = {"val_size": 50, "epochs": 2, "max_lr": 1e-6}
+    callback = BestCheckpoint()
+    train(tmp_path / "first", callback, **changes)
+    assert callback.best is not None
+    callback.best = 2.0  # a first run that was better
+    again = train(tmp_path / "second", callback, **changes)
+    assert (again.path / "best" / "manifest.json").exists()
+    assert again.settings.callbacks == train(tmp_path / "third", BestCheckpoint(), **changes).settings.callbacks
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "checkpoints", "a/b", "a/", "/tmp/x", "settings.yaml", "tensorboard"])
+def test_saved_weights_replace_nothing_else_of_the_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "settings.yaml").touch()
+    written: list[str] = []
+    context = _context(run_dir=tmp_path, write_weights=written.append)
+    with pytest.raises(ValueError, match="save_weights"):
+        context.save_weights(name)
+    context.save_weights("best")
+    assert written == ["best"]
+
+
 def test_early_stopping_does_not_count_epochs_without_an_evaluation() -> None:
     callback = EarlyStopping(patience=1)
     metrics = [{"val/accuracy": 0.5}, {}, {}, {"val/accuracy": 0.6}, {}, {"val/accuracy": 0.6}]
     reasons = []
     for values in metrics:
-        context = CallbackContext(
-            step=1,
-            epoch=1,
-            metrics=values,
-            model=torch.nn.Identity(),
-            settings=Settings(),
-            dataset=None,  # type: ignore[arg-type]
-            run_dir=Path(),
-            is_main_process=True,
-            write_metrics=lambda _: None,
-            write_weights=lambda _: None,
-        )
+        context = _context(metrics=values)
         callback.on_epoch_end(context)
         reasons.append(bool(context.stop_reason))
     assert reasons == [False] * 5 + [True]
