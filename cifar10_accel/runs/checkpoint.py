@@ -63,7 +63,7 @@ def save(folder: Path, data: CheckpointData, *, keep: int) -> Path:
         return target
     save_as(target, data)
     for old in _steps(folder)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     return target
 
 
@@ -76,7 +76,7 @@ def save_as(target: Path, data: CheckpointData) -> None:
     temporary = target.with_name(f"{target.name}.tmp")
     try:
         _write(temporary, data)
-        shutil.rmtree(target, ignore_errors=True)
+        _remove(target)
         temporary.rename(target)
         _fsync(target.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of these
@@ -112,11 +112,11 @@ def clean_up(folder: Path) -> Path | None:
         InputError: Only damaged checkpoints are left.
     """
     for leftover in folder.glob("*.tmp"):
-        shutil.rmtree(leftover)
+        _remove(leftover)
     valid, steps = newest(folder), _steps(folder)
     for path in steps[steps.index(valid) + 1 :] if valid is not None else []:
         bad = path.with_suffix(".bad")
-        shutil.rmtree(bad, ignore_errors=True)
+        _remove(bad)
         path.rename(bad)
     return valid
 
@@ -167,6 +167,11 @@ def load_into(module: torch.nn.Module, tensors: Tensors, *, source: Path) -> Non
     module.load_state_dict(tensors)
 
 
+def contiguous_copies(tensors: Tensors) -> Tensors:
+    """Return copies as safetensors stores them: contiguous, and of shared weights one for each name."""
+    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+
+
 def _steps(folder: Path) -> list[Path]:
     found = (path for path in folder.glob("step-*") if path.suffix == "" and path.is_dir())
     return sorted(found, key=lambda path: (len(path.name), path.name))  # a million steps have one digit more
@@ -189,9 +194,9 @@ def _translate(data: CheckpointData) -> CheckpointData:
 def _write(folder: Path, data: CheckpointData) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    save_file(_contiguous(data.model), folder / "model.safetensors")
+    save_file(contiguous_copies(data.model), folder / "model.safetensors")
     if data.average is not None:
-        save_file(_contiguous(data.average), folder / "average.safetensors")
+        save_file(contiguous_copies(data.average), folder / "average.safetensors")
     torch.save(data.training, folder / "training.pt")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
     manifest = {"format_version": FORMAT_VERSION, "step": data.step, "files": files}
@@ -202,13 +207,22 @@ def _write(folder: Path, data: CheckpointData) -> None:
         _fsync(path)
 
 
-def _contiguous(tensors: Tensors) -> Tensors:
-    """Return contiguous copies: safetensors stores no other memory format."""
-    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+def _remove(path: Path) -> None:
+    """Remove a folder, or the link to one, if it is there; what cannot be removed stays, with a warning."""
+    try:
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # as on NFS while another process has a file open
+        logger.warning("%s cannot be removed (%s)", path, error.strerror or error)
 
 
 def _find_damage(path: Path) -> str | None:
-    """Return the reason why a checkpoint is damaged, or None if every file agrees with its manifest."""
+    """Return the reason why a checkpoint is damaged, or None if every file agrees with its manifest.
+
+    Raises:
+        InputError: A file cannot be read, so that it is not known.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         for name, expected in manifest["files"].items():
@@ -225,6 +239,11 @@ def _find_damage(path: Path) -> str | None:
         return f"{Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError, NotADirectoryError):
         return f"{MANIFEST} is not readable"
+    except OSError as error:  # no permission, or a fault of the disk
+        raise InputError(
+            f"{error.filename or path}: cannot be read ({error.strerror}); make it readable, or move {path.name} away "
+            "to use another checkpoint"
+        ) from None
     return None
 
 

@@ -147,6 +147,32 @@ def test_a_file_says_what_the_model_takes_and_gives(form: str, gray_model: Class
     assert found["producer"].startswith("cifar10-accel ")
 
 
+class Tied(torch.nn.Module):
+    """A model with one convolution under two names."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.second = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.head = torch.nn.Linear(3, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.second(self.first(images).relu())
+        logits: torch.Tensor = self.head(features.mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_that_shares_weights_is_exported(form: str, run_folder: Path, tmp_path: Path) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    model = Classifier(model_settings={"model": f"{__name__}:Tied"}, class_names=["a", "b"]).eval()
+    read = export_module.WRITERS[form](model, RunFolder(run_folder), tmp_path / "model")  # type: ignore[index]
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    assert export_module.compare(model, read, pixels).holds
+
+
 # --- The folder for the Hub ---
 
 

@@ -1,8 +1,10 @@
 """A checkpoint is complete or is not used, and a failed save leaves the earlier ones unchanged."""
 
+import errno
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -174,3 +176,64 @@ def test_another_model_is_refused_by_name_and_shape(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="bias is absent there"):
         checkpoint.load_into(model, {"weight": torch.zeros(2, 3)}, source=tmp_path)
     assert torch.equal(model.weight, before)
+
+
+def test_an_old_one_that_is_a_link_is_pruned_by_removing_the_link(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    checkpoint.save(folder, state(1), keep=2).rename(elsewhere)
+    (folder / "step-000001").symlink_to(elsewhere)
+    for step in (2, 3):
+        checkpoint.save(folder, state(step), keep=2)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000002", "step-000003"]
+    assert checkpoint.load(elsewhere).step == 1
+
+
+def test_weights_saved_in_place_of_a_link_replace_the_link(tmp_path: Path) -> None:
+    checkpoint.save_as(tmp_path / "elsewhere", state(1))
+    (tmp_path / "best").symlink_to(tmp_path / "elsewhere")
+    checkpoint.save_as(tmp_path / "best", state(2))
+    assert checkpoint.load(tmp_path / "best").step == 2
+    assert checkpoint.load(tmp_path / "elsewhere").step == 1
+
+
+def test_what_cannot_be_removed_is_said_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on NFS, where a file that another process has open cannot go from its folder."""
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists() and not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    for step in (1, 2):
+        checkpoint.save(tmp_path, state(step), keep=2)
+    (tmp_path / "step-000009.tmp").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    assert checkpoint.clean_up(tmp_path) == tmp_path / "step-000002"
+    assert checkpoint.save(tmp_path, state(3), keep=2) == tmp_path / "step-000003"
+    said = [
+        f"warning: {tmp_path / name} cannot be removed (Directory not empty)"
+        for name in ("step-000009.tmp", "step-000001")
+    ]
+    assert capsys.readouterr().err.splitlines() == said
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-000003"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_one_that_cannot_be_read_is_not_called_damaged(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, state(step), keep=2)
+
+    def unreadable(path: Path) -> str:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(checkpoint, "_sha256", unreadable)
+    message = (
+        rf"model.safetensors: cannot be read \({os.strerror(number)}\); make it readable, or move step-000002 away"
+    )
+    for read in (checkpoint.newest, checkpoint.clean_up, lambda folder: checkpoint.load(folder / "step-000002")):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001", "step-000002"]

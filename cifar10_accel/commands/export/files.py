@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_model
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cifar10_accel.commands.export.metadata import ARGUMENTS, metadata
 from cifar10_accel.models.classifier import Classifier
+from cifar10_accel.runs.checkpoint import contiguous_copies
 
 Function = Callable[[Tensor], Tensor]  # images (N, C, H, W), floats in 0..1 -> logits (N, K)
 METADATA_FILE = "metadata.json"  # in a torch.export archive
@@ -20,7 +21,7 @@ METADATA_FILE = "metadata.json"  # in a torch.export archive
 
 def write_safetensors(model: Classifier, path: Path) -> Function:
     """Write the weights, with the metadata in the header of the file."""
-    save_model(model, str(path), metadata=metadata(model))
+    save_file(contiguous_copies(model.state_dict()), path, metadata=metadata(model))
     with safe_open(path, framework="pt") as file:
         read = Classifier(**{name: json.loads(file.metadata()[name]) for name in ARGUMENTS})
         read.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
