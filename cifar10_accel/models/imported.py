@@ -38,7 +38,8 @@ def build_imported(
     found: Any = timm_model(path) if path.startswith(TIMM) else load_component(path, setting="model")
     if isinstance(found, nn.Module):
         _require_no_arguments(settings, pretrained)
-        model = copy.deepcopy(found)
+        with user_code(f"copying {path}", setting="model"):
+            model = copy.deepcopy(found)
     else:
         model = _call(found, settings, num_classes=num_classes, image_format=image_format, pretrained=pretrained)
     if not isinstance(model, nn.Module):

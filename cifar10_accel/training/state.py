@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from cifar10_accel.components import is_import_path
+from cifar10_accel.components import is_import_path, user_code
 from cifar10_accel.data.augment.batched import normalize
 from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.models.fine_tuning import freeze, load_fitting, read_weights
@@ -28,7 +28,7 @@ from cifar10_accel.training.optimization.optimizer import make_average, prepare
 from cifar10_accel.training.setup import RunSetup
 from cifar10_accel.training.stopwatch import Stopwatch
 
-WHITENING_IMAGES = 2000  # two million patches
+WHITENING_IMAGES = 2000  # of at most 32 pixels a side: two million patches
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,8 @@ def build_state(setup: RunSetup) -> TrainingState:
     if settings.freeze:
         freeze(model, settings.freeze)
     model.train()  # a model of one's own may come in evaluation mode
-    average = make_average(model, settings.ema_decay)
+    with user_code(f"copying {settings.model} for ema_decay", setting="model"):
+        average = make_average(model, settings.ema_decay)
     loss = make_loss(settings, dataset, device=accelerator.device)
     if settings.compile:
         # The forward inside Accelerate's wrapper, which is new for every model: compiled with it, each model of a
@@ -163,7 +164,11 @@ def build_seeded_model(settings: Settings, accelerator: Accelerator, dataset: Da
 
 
 def some_training_images(dataset: Dataset, device: torch.device) -> Tensor:
-    """Normalised images spread over the training set, (about WHITENING_IMAGES, C, H, W)."""
-    split = dataset.train
-    chosen = torch.from_numpy(split.images[:: max(1, len(split) // WHITENING_IMAGES)]).to(device)
+    """Normalised images spread over the training set, (N, C, H, W).
+
+    N is about WHITENING_IMAGES, and less for images above 32 pixels a side, which have more patches each.
+    """
+    split, side = dataset.train, dataset.image_format.size
+    wanted = WHITENING_IMAGES * 32**2 // max(32, side) ** 2
+    chosen = torch.from_numpy(split.images[:: max(1, len(split) // wanted)]).to(device)
     return normalize(chosen.permute(0, 3, 1, 2), torch.float32, dataset.image_format)

@@ -114,3 +114,18 @@ def test_built_in_models_take_other_sizes_and_channels(model: str, image_format:
 def test_images_that_are_too_small_are_one_line() -> None:
     with pytest.raises(InputError, match=r"airbench94 on an image \(1, 8, 8\) raised"):
         build_model(ModelSettings(model="airbench94"), num_classes=3, image_format=ImageFormat(8, 1, (0.5,), (0.2,)))
+
+
+class Uncopied(Net):
+    """A model that cannot be copied, as one with a lock or an open file."""
+
+    def __deepcopy__(self, memo: Any) -> nn.Module:
+        raise TypeError("cannot pickle '_thread.lock' object")
+
+
+UNCOPIED = Uncopied(10, 3)
+
+
+def test_a_module_object_that_cannot_be_copied_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"copying .*:UNCOPIED raised TypeError \(cannot pickle"):
+        build("UNCOPIED")

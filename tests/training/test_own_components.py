@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from trainings import bits_of
 
 from cifar10_accel import Dataset, Settings, fit
+from cifar10_accel.data.augment.batched import normalize
 from cifar10_accel.data.datasets import load_dataset
+from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import InputError, SettingsError
 from cifar10_accel.training.optimization.loss import make_loss
 from cifar10_accel.training.optimization.lr_schedule import make_schedule
 from cifar10_accel.training.run import Run
+from cifar10_accel.training.state import some_training_images
 
 SMALL: dict[str, Any] = {
     "recipe": "smoke",
@@ -292,3 +295,32 @@ def test_the_optimizer_gets_groups_whose_decay_is_that_of_the_settings() -> None
     optimizer = make_optimizer(model, settings)
     assert isinstance(optimizer, torch.optim.RMSprop)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+
+
+@pytest.mark.parametrize(("side", "num_images"), [(16, 4100), (32, 4100), (64, 2000), (256, 130)])
+def test_whitening_reads_two_million_pixels_of_images_of_any_size(side: int, num_images: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (num_images, side, side, 1), dtype=np.uint8)
+    arrays, image_format = (images, np.arange(num_images) % 3), ImageFormat(side, 1, (0.5,), (0.25,))
+    dataset = Dataset(name="own", train=arrays, test=arrays, image_format=image_format)
+    chosen = some_training_images(dataset, torch.device("cpu"))
+    stride = {16: 2, 32: 2, 64: 4, 256: 4}[side]  # of at most 32 pixels, 2000 images
+    expected = normalize(torch.from_numpy(images[::stride]).permute(0, 3, 1, 2), torch.float32, image_format)
+    assert torch.equal(chosen, expected)
+    assert chosen.numel() < 1.1 * 2000 * 32**2
+
+
+class Uncopied(nn.Sequential):
+    """A model that cannot be copied, as one with a lock."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
+
+    def __deepcopy__(self, memo: Any) -> nn.Module:
+        raise TypeError("cannot pickle '_thread.lock' object")
+
+
+def test_a_model_that_cannot_be_copied_has_no_average(tmp_path: Path) -> None:
+    values = {name: value for name, value in SMALL.items() if name != "width"} | {"model": f"{HERE}:Uncopied"}
+    assert fit(Settings(**values, run_dir=tmp_path / "plain", max_steps=2)).summary["step"] == 2
+    with pytest.raises(InputError, match=r"copying .*:Uncopied for ema_decay raised TypeError \(cannot pickle"):
+        fit(Settings(**values, run_dir=tmp_path / "averaged", ema_decay=0.9))
