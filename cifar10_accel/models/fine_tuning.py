@@ -15,6 +15,8 @@ from cifar10_accel.runs.run_folder import locate_checkpoint
 
 logger = logging.getLogger(__name__)
 
+EXPORTED_PREFIX = "model."  # an exported file has the model inside a classifier
+
 
 def read_weights(source: Path) -> checkpoint.Tensors:
     """Return the weights in a run folder (its newest checkpoint), a checkpoint or a .safetensors file.
@@ -25,23 +27,24 @@ def read_weights(source: Path) -> checkpoint.Tensors:
     if source.suffix != ".safetensors":
         return checkpoint.load(locate_checkpoint(source)[1]).evaluated
     try:
-        tensors = load_file(source)
+        return load_file(source)
     except (OSError, SafetensorError) as error:
         raise InputError(f"init_from: {source} cannot be read ({error}); give a run folder or a file") from None
-    # An exported file has the model inside a classifier, with the normalisation beside it.
-    prefix = "model."
-    inner = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    return inner or tensors
 
 
 def load_fitting(model: nn.Module, tensors: checkpoint.Tensors, *, source: Path) -> None:
     """Copy the tensors whose name and shape are the model's into it, and log which were not.
 
+    Names are taken as they are or, if more fit so, without the prefix that they have in an exported file.
+
     Raises:
         InputError: None fits.
     """
     own = model.state_dict()
-    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
+    prefix = EXPORTED_PREFIX
+    inner = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    tensors = max(tensors, inner, key=lambda named: len(_fitting(own, named)))
+    fitting = _fitting(own, tensors)
     if not any(value.is_floating_point() for value in fitting.values()):
         raise InputError(f"init_from: nothing in {source} fits this model; give weights of the same architecture")
     model.load_state_dict(fitting, strict=False)
@@ -55,6 +58,10 @@ def load_fitting(model: nn.Module, tensors: checkpoint.Tensors, *, source: Path)
     unused = [name for name in tensors if name not in own]
     if unused:
         logger.info("init_from: not used: %s", _shortened(unused))
+
+
+def _fitting(own: checkpoint.Tensors, tensors: checkpoint.Tensors) -> checkpoint.Tensors:
+    return {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
 
 
 def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:

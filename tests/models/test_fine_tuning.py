@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 from trainings import bits_of
 
 from cifar10_accel.errors import InputError, SettingsError
-from cifar10_accel.models.fine_tuning import freeze
+from cifar10_accel.models.fine_tuning import freeze, load_fitting, read_weights
 from cifar10_accel.models.registry import build_model
 from cifar10_accel.settings import ModelSettings, Settings
 from cifar10_accel.train import fit
@@ -47,8 +48,6 @@ def test_training_starts_with_the_weights_and_frozen_ones_stay(source: str, pare
 
 
 def test_a_head_of_another_size_starts_new_and_is_said(parent: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from cifar10_accel.models.fine_tuning import load_fitting, read_weights
-
     model = build_model(ModelSettings(width=4), num_classes=3)
     head = model.state_dict()["head.weight"].clone()
     with caplog.at_level("INFO"):
@@ -85,3 +84,20 @@ def test_fine_tuning_resumes_with_the_same_bits(parent: Path, tmp_path: Path) ->
     ]
     assert weights[0] == weights[1]
     assert weights[0]
+
+
+class Wrapped(nn.Module):
+    """A model with a part of the name that exported files have before every name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_part_named_model_is_loaded_as_any_other(prefix: str, tmp_path: Path) -> None:
+    saved, model, path = Wrapped(), Wrapped(), tmp_path / "weights.safetensors"
+    save_file({f"{prefix}{name}": value for name, value in saved.state_dict().items()}, path)
+    load_fitting(model, read_weights(path), source=path)
+    for name, value in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
