@@ -169,8 +169,8 @@ def evaluate_split(
 
 def _least_certain(logits: Tensor) -> Tensor:
     """Return the indices of the UNCERTAIN_SHARE of (N, K) logits with the least difference of the two largest ones."""
-    best = logits.topk(2, dim=1).values
-    return (best[:, 0] - best[:, 1]).argsort(stable=True)[: math.ceil(UNCERTAIN_SHARE * len(logits))]
+    best = logits.topk(min(2, logits.shape[1]), dim=1).values  # one if there is only one class
+    return (best[:, 0] - best[:, -1]).argsort(stable=True)[: math.ceil(UNCERTAIN_SHARE * len(logits))]
 
 
 def _view_logits(model: nn.Module, inputs: Tensor, tta: str) -> tuple[Tensor, Tensor]:

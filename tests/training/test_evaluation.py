@@ -40,3 +40,7 @@ def test_only_the_least_certain_quarter_gets_the_views(model: nn.Module, batch_s
 def test_certainty_is_the_difference_of_the_two_largest_logits() -> None:
     logits = torch.tensor([[0.0, 5.0, 1.0], [9.0, 0.0, 8.5], [0.0, 0.1, 9.0], [2.0, 2.9, 0.0], [7.0, 0.0, 0.0]])
     assert _least_certain(logits).tolist() == [1, 3]
+
+
+def test_with_one_class_all_images_are_equally_certain() -> None:
+    assert _least_certain(torch.randn(6, 1)).tolist() == [0, 1]
