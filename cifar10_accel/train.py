@@ -83,7 +83,7 @@ def _train(settings: Settings) -> Path:
     recorder = DynamicsRecorder(accelerator, dataset.train.labels, num_classes=len(dataset.class_names))
     state.recorder = recorder
     schedule = make_schedule(settings, steps_per_epoch=steps_per_epoch)
-    stop_step = min(schedule.total_steps, settings.max_steps or schedule.total_steps)
+    last_step = min(schedule.total_steps, settings.max_steps or schedule.total_steps)
 
     # 3. Resume from the newest valid checkpoint, if there is one.
     newest = run_on_main(accelerator, lambda: checkpoint.clean_up(folder.checkpoints))
@@ -93,7 +93,7 @@ def _train(settings: Settings) -> Path:
         state.restore(saved, source=newest)
         recorder.restore(saved.training["dynamics"], folder.dynamics, num_epochs=state.step // steps_per_epoch)
         logger.info("resuming from %s", newest)
-    stop_step = state.step if callbacks.stop_reason else stop_step  # stopped early before
+    stop_step = state.step if callbacks.stop_reason else last_step  # stopped early before
     if run_on_main(accelerator, folder.is_finished) and state.step >= stop_step:
         logger.info("%s is finished: nothing to train (give another --run-name to train again)", folder.path)
         return folder.path
@@ -139,7 +139,7 @@ def _train(settings: Settings) -> Path:
 
         # 5. Final evaluation. The test set is used for the record, never to choose anything.
         _finish(state, dataset, folder, metrics)
-        if not callbacks.stop_reason:  # else the epoch has ended before, or was not reached
+        if state.step >= last_step:  # else stopped early: the epoch has ended before, or was not reached
             callbacks.call("on_epoch_end", context)
         callbacks.call("on_fit_end", context)
         callbacks.raise_error()

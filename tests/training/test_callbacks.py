@@ -276,3 +276,14 @@ def test_a_callback_on_one_of_two_processes_ends_both(action: str, code: int, ex
     saved = newest(tmp_path / "run" / "checkpoints")
     assert saved is not None
     assert saved.name == "step-000005"
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_stop_at_the_end_of_an_epoch_or_of_the_run_is_after_the_end_of_the_epoch(step: int, tmp_path: Path) -> None:
+    record = Record()
+    run = train(tmp_path / "run", StopAt(step), record, epochs=2)
+    assert run.summary["stop_reason"] == f"that was step {step}"
+    assert record.calls[-2:] == [("epoch", step, step / 4), ("end", step, step / 4)]
+    assert [call for call in record.calls if call[0] == "epoch"] == [
+        ("epoch", done, done / 4) for done in range(4, step + 1, 4)
+    ]
