@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.progress import track
 
 from cifar10_accel.data.dataset import Dataset, Part
+from cifar10_accel.data.deep_images import UnsupportedImage
+from cifar10_accel.data.image_files import pixels_of
 from cifar10_accel.errors import InputError
 
 IMAGE_COLUMNS = ("image", "img", "pixels")
@@ -82,9 +84,10 @@ def _image_and_label(item: Any, where: str) -> tuple[npt.NDArray[Any], int]:
             )
     else:
         image, label = item
-    if hasattr(image, "convert") and image.mode not in ("L", "RGB"):  # PIL: palettes, alpha, CMYK
-        image = image.convert("RGB")
-    return np.asarray(image), int(label)
+    try:
+        return pixels_of(image) if hasattr(image, "convert") else np.asarray(image), int(label)  # of PIL, or an array
+    except UnsupportedImage as error:
+        raise InputError(f"dataset {where}: an image: {error}") from None
 
 
 def _class_names(train: Any) -> list[str] | None:

@@ -1,5 +1,6 @@
 """Loading of the data set of the settings as verified uint8 arrays, and the hold-out."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from cifar10_accel.data.image_format import CIFAR10_IMAGES, CIFAR100_IMAGES, Ima
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.randomness import draws, keys_for, seed_for
 from cifar10_accel.settings import DataSettings
+
+logger = logging.getLogger(__name__)
 
 
 def load_dataset(settings: DataSettings, *, seed: int) -> Dataset:
@@ -35,7 +38,10 @@ def load_dataset(settings: DataSettings, *, seed: int) -> Dataset:
         raise SettingsError(
             f"image_size: {settings.image_size}, but the images of {name} are {size} pixels a side; leave it out"
         )
-    if settings.val_size == 0 or dataset.val is not None:
+    if settings.val_size == 0:
+        return dataset
+    if dataset.val is not None:
+        _warn_once(f"val_size: {settings.val_size} has no effect, {name} has a hold-out of its own; leave it out")
         return dataset
     train, val = hold_out(dataset.train, val_size=settings.val_size, seed=seed)
     return replace(dataset, train=train, val=val)
@@ -149,6 +155,11 @@ _LOADERS: dict[str, Callable[[DataSettings, int], Dataset]] = {
     "synthetic": _load_synthetic,
     "folder": _load_folder,
 }
+
+
+@cache  # a data set is read again for the report
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 @cache  # one warning per process and reason

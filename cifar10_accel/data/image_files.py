@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cifar10_accel.data.deep_images import UnsupportedImage, deep_samples, deep_tiff, read_deep
+from cifar10_accel.data.deep_images import Samples, UnsupportedImage, deep_samples, deep_tiff, read_deep, to_8_bits
 from cifar10_accel.errors import InputError
 
 Pixels = npt.NDArray[np.uint8]
@@ -108,6 +108,18 @@ def load_image(path: Path, image_size: int = 32, channels: int = 3) -> ImageFile
         raise InputError(f"{path}: cannot be read as an image ({reason}); repair or remove it") from None
 
 
+def pixels_of(image: Image.Image) -> Pixels:
+    """Return the pixels of an image in memory, converted as those of a file: (H, W) of a grayscale one, else (H, W, 3).
+
+    Raises:
+        UnsupportedImage: Values of more than 8 bits are not in their whole range, or its colours are not read.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        samples = Samples(32, "float") if image.mode == "F" else Samples(16)
+        image = Image.fromarray(to_8_bits(np.asarray(image), samples))
+    return np.asarray(_convert(image, [], 1 if image.mode == "L" else 3))
+
+
 @cache
 def heif_is_installed() -> bool:
     """Return True if HEIC files can be read: with the package pillow-heif."""
@@ -155,6 +167,20 @@ def _decode(path: Path) -> tuple[Image.Image, list[Change]]:
 
 def _fit(image: Image.Image, changes: list[Change], size: int, channels: int) -> ImageFile:
     """Convert an image to the mode and size, and add what was changed."""
+    image = _convert(image, changes, channels)
+    if image.size != (size, size):
+        short, long = sorted(image.size)
+        if long > PANORAMA * short:
+            changes.append(Change("panorama", f"{short / long:.0%}"))
+        elif long > short:
+            changes.append(Change("cropped"))
+        changes.append(Change("resized"))
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return ImageFile(np.array(image, dtype=np.uint8).reshape(size, size, channels), tuple(changes))
+
+
+def _convert(image: Image.Image, changes: list[Change], channels: int) -> Image.Image:
+    """Return an image of 8 bits as RGB or grayscale, and add what was changed."""
     if image.mode not in GRAY | RGB | TRANSPARENT | OTHER_MODES.keys():
         raise UnsupportedImage(f"its colours have the form {image.mode}, which is not read; save it as RGB")
     if image.has_transparency_data:
@@ -166,16 +192,7 @@ def _fit(image: Image.Image, changes: list[Change], size: int, channels: int) ->
         changes.append(Change("converted", OTHER_MODES[image.mode]))
     elif image.mode in RGB and channels == 1:
         changes.append(Change("converted", "RGB"))
-    image = image.convert("RGB" if channels == 3 else "L")
-    if image.size != (size, size):
-        short, long = sorted(image.size)
-        if long > PANORAMA * short:
-            changes.append(Change("panorama", f"{short / long:.0%}"))
-        elif long > short:
-            changes.append(Change("cropped"))
-        changes.append(Change("resized"))
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return ImageFile(np.array(image, dtype=np.uint8).reshape(size, size, channels), tuple(changes))
+    return image.convert("RGB" if channels == 3 else "L")
 
 
 def _remedy(path: Path) -> str:

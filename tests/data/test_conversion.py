@@ -63,6 +63,57 @@ def test_hugging_face_datasets() -> None:
     assert dataset.class_names == tuple(names)
 
 
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("RGBA", (16, 16), (255, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (16, 16), (255, 0, 0, 255)), (255, 0, 0)),
+        (Image.new("LA", (16, 16), (77, 0)), (255, 255, 255)),
+        (Image.new("CMYK", (16, 16), (0, 255, 255, 0)), (255, 0, 0)),
+        (Image.new("1", (16, 16), 1), (255, 255, 255)),
+    ],
+)
+def test_pictures_of_other_colours_become_rgb(image: Image.Image, expected: tuple[int, ...]) -> None:
+    dataset = to_dataset(([(image, 0)], [(image, 0)]), name="own")
+    assert (dataset.train.images == expected).all()
+    assert dataset.train.images.shape == (1, 16, 16, 3)
+
+
+RAMP = np.linspace(0, 65535, 256).reshape(16, 16)
+HIGH_BYTES = (RAMP / 65535 * 255.999).astype(np.uint8)
+
+
+def _transparent_palette() -> Image.Image:
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.info["transparency"] = 1
+    return image
+
+
+def test_a_transparent_colour_is_laid_over_white() -> None:
+    dataset = to_dataset(([(_transparent_palette(), 0)],) * 2, name="own")
+    assert dataset.train.images.min() == 255
+
+
+@pytest.mark.parametrize("values", [RAMP.astype(np.uint16), RAMP.astype(np.int32), np.float32(RAMP / 65535)])
+def test_pictures_of_more_bits_are_scaled_by_their_range(values: np.ndarray[Any, Any]) -> None:
+    dataset = to_dataset(([(Image.fromarray(values), 0)],) * 2, name="own")
+    assert dataset.train.images.shape == (1, 16, 16, 1)
+    np.testing.assert_allclose(dataset.train.images[0, ..., 0].astype(int), HIGH_BYTES, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.new("LAB", (16, 16)), "dataset own, train: an image: its colours have the form LAB, which is not read"),
+        (Image.new("I", (16, 16), 255), "their true range is not known"),
+    ],
+)
+def test_pictures_that_are_not_read_are_refused(image: Image.Image, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        to_dataset(([(image, 0)],) * 2, name="own")
+
+
 def test_greyscale_without_a_channel_axis_and_normalisation_measured_exactly() -> None:
     images = IMAGES[..., 0]
     dataset = Dataset(name="grey", train=(images, LABELS), test=(images, LABELS))

@@ -8,6 +8,7 @@ import pytest
 from official_files import archive_of, archive_source, serving, use_small_files, write
 from training_commands import run_python
 
+from cifar10_accel.components import named_objects
 from cifar10_accel.data import cifar_sources, datasets
 from cifar10_accel.data.cifar_files import CIFAR10_BINARY, CIFAR10_PICKLED, CIFAR100, CIFAR100_PICKLED, NoDataError
 from cifar10_accel.data.dataset import Dataset, Split
@@ -166,3 +167,19 @@ def test_loading_imports_no_heavy_libraries(tmp_path: Path) -> None:
     )
     done = run_python("-c", code, cwd=tmp_path)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_hold_out_size_beside_a_hold_out_of_its_own_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = np.zeros((40, 16, 16, 3), np.uint8), np.arange(40) % 4
+    own = Dataset(name="own", train=(images, labels), test=(images, labels), val=(images[:20], labels[:20]))
+    with named_objects({"object:own": own}):
+        load_dataset(settings(tmp_path, "object:own"), seed=0)
+        assert capsys.readouterr().err == ""
+        for _ in range(2):  # for the training and for its report
+            loaded = load_dataset(settings(tmp_path, "object:own", val_size=7), seed=0)
+    assert loaded.val is not None
+    assert (len(loaded.train), len(loaded.val)) == (40, 20)
+    said = "warning: val_size: 7 has no effect, object:own has a hold-out of its own; leave it out\n"
+    assert capsys.readouterr().err == said

@@ -118,6 +118,14 @@ def test_an_invalid_file_is_refused_with_one_line(values: Any, message: str, tmp
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("dataset", ["folder", "own.data:load"])
+def test_a_data_set_that_may_have_a_hold_out_of_its_own_needs_no_val_size(dataset: str, tmp_path: Path) -> None:
+    """With a folder `val`, a val_size is refused when the images are read."""
+    values = with_parameter("dataset", value=dataset)
+    del values["parameters"]["val_size"]
+    assert read_sweep(write(tmp_path / "own.yaml", values)).constants["dataset"] == dataset
+
+
 def test_values_that_are_invalid_only_together_are_found(tmp_path: Path) -> None:
     """Each value alone is valid; one pair of them is not."""
     values = with_parameter("epochs", values=[4, 20])
