@@ -8,13 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifar10_accel.components import (
-    OBJECT_PREFIX,
-    call_component,
-    load_component,
-    parameters_of,
-    user_code,
-)
+from cifar10_accel.component_names import OBJECT_PREFIX
+from cifar10_accel.components import call_component, load_component, parameters_of, user_code
 from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import InputError, SettingsError, did_you_mean
 from cifar10_accel.settings import OF_BUILT_IN, ModelSettings
