@@ -169,6 +169,6 @@ def some_training_images(dataset: Dataset, device: torch.device) -> Tensor:
     N is about WHITENING_IMAGES, and less for images above 32 pixels a side, which have more patches each.
     """
     split, side = dataset.train, dataset.image_format.size
-    wanted = WHITENING_IMAGES * 32**2 // max(32, side) ** 2
+    wanted = max(1, WHITENING_IMAGES * 32**2 // max(32, side) ** 2)
     chosen = torch.from_numpy(split.images[:: max(1, len(split) // wanted)]).to(device)
     return normalize(chosen.permute(0, 3, 1, 2), torch.float32, dataset.image_format)
