@@ -13,6 +13,7 @@ from typing import Any, cast, get_args
 from cifar10_accel.errors import SettingsError, did_you_mean
 from cifar10_accel.runs.trial import Parameter
 
+ROUNDING = 1e-12  # relative error of a quotient of two numbers that are rounded themselves
 INSIDE = 0.381966  # fraction of an interval whose point is no round number
 
 
@@ -32,9 +33,9 @@ class Interval:
             return int(drawn)
         if self.step is None:
             return float(drawn)
-        count = min(max(round(drawn / self.step), math.ceil(self.low / self.step)), math.floor(self.high / self.step))
-        rounded = round(count * self.step, 12)
-        return int(rounded) if float(self.step).is_integer() else rounded
+        counts = _counts(self.low, self.high, self.step)
+        multiple = min(max(round(drawn / self.step), counts[0]), counts[-1]) * self.step
+        return int(multiple) if float(self.step).is_integer() else float(f"{multiple:.15g}")
 
     def corners(self) -> list[Parameter]:
         """Return both bounds and a value between them; if these are valid, all values are."""
@@ -46,8 +47,7 @@ class Interval:
         step = 1 if self.whole else self.step
         if step is None or self.log:
             return None
-        first, last = math.ceil(self.low / step), math.floor(self.high / step)
-        return [self.value(count * step) for count in range(first, last + 1)]
+        return [self.value(count * step) for count in _counts(self.low, self.high, step)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +160,15 @@ def _interval(name: str, distribution: str, given: Mapping[str, Any]) -> Interva
     if whole and not (low.is_integer() and high.is_integer()):
         raise SettingsError(f"{name}: int_uniform from {given['min']} to {given['max']}; give whole numbers")
     step = _number(name, "q", given.get("q", 1)) if distribution.startswith("q_") else None
-    if step is not None and (step <= 0 or math.ceil(low / step) > math.floor(high / step)):
+    if step is not None and (step <= 0 or not _counts(low, high, step)):
         raise SettingsError(f"{name}: no multiple of q {step:g} lies between {given['min']} and {given['max']}")
     return Interval(low=low, high=high, log=log, step=step, whole=whole)
+
+
+def _counts(low: float, high: float, step: float) -> range:
+    """Return the whole numbers whose products with the step lie from `low` to `high`, but for rounding errors."""
+    first, last = low / step, high / step  # 0.3 / 0.1 is 2.9999999999999996
+    return range(math.ceil(first - ROUNDING * abs(first)), math.floor(last + ROUNDING * abs(last)) + 1)
 
 
 def _number(name: str, key: str, value: Any) -> float:

@@ -1,5 +1,6 @@
 """Sweep files: all shipped ones can be run, and an invalid one is refused with one line before anything starts."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,29 @@ def test_quantised_values_stay_inside_and_are_multiples() -> None:
     whole = read_space("x", {"distribution": "q_log_uniform_values", "min": 16, "max": 512, "q": 16})
     assert [type(whole.value(drawn)) for drawn in (16.0, 100.0)] == [int, int]
     assert whole.value(100.0) == 96
+
+
+@pytest.mark.parametrize(
+    ("distribution", "bounds", "expected"),
+    [
+        ("q_uniform", (0.1, 0.3, 0.1), [0.1, 0.2, 0.3]),  # 0.3 / 0.1 < 3
+        ("q_uniform", (-0.3, -0.1, 0.1), [-0.3, -0.2, -0.1]),
+        ("q_uniform", (0.57, 0.58, 0.01), [0.57, 0.58]),  # 0.58 / 0.01 < 58
+        ("q_uniform", (0.07, 0.09, 0.01), [0.07, 0.08, 0.09]),  # 0.07 / 0.01 > 7
+        ("q_uniform", (0.101, 0.299, 0.1), [0.2]),
+        ("q_uniform", (1e-13, 3e-13, 1e-13), [1e-13, 2e-13, 3e-13]),
+        ("q_log_uniform_values", (0.1, 0.3, 0.1), [0.1, 0.2, 0.3]),
+        ("q_log_uniform", (math.log(0.1), math.log(0.3), 0.1), [0.1, 0.2, 0.3]),
+    ],
+)
+def test_bounds_that_are_multiples_but_for_rounding_errors_are_drawn(
+    distribution: str, bounds: tuple[float, ...], expected: list[float]
+) -> None:
+    space = read_space("x", {"distribution": distribution} | dict(zip(("min", "max", "q"), bounds, strict=True)))
+    assert isinstance(space, Interval)
+    places = [space.low + share * (space.high - space.low) for share in (0, 0.2, 0.4, 0.5, 0.6, 0.8, 1)]
+    assert sorted({space.value(place) for place in places}) == expected
+    assert space.every_value() == (None if space.log else expected)
 
 
 def test_the_number_of_trials(tmp_path: Path) -> None:
