@@ -63,6 +63,13 @@ def test_filters(filters: list[str], expected: str, folder: Path) -> None:
     assert " ".join(run.name.split("/")[-1].split(" ")[0] for run in found) == expected
 
 
+@pytest.mark.parametrize("count", [3500, 6900, 9400, 9401, 9456, 10_000])
+@pytest.mark.parametrize("operator", ["=", ">=", "<="])
+def test_a_percentage_is_the_accuracy_that_is_shown_so(operator: str, count: int, tmp_path: Path) -> None:
+    make_run(tmp_path / "run", test=count / 10_000)
+    assert query.select(list_runs(tmp_path).runs, filters=[f"accuracy{operator}{count / 100}%"], order=())
+
+
 @pytest.mark.parametrize(
     ("order", "expected"),
     [

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -92,10 +93,9 @@ def _compares(operator: str, seen: Any, wanted: Any) -> bool:
 
 
 def _number(text: str) -> float | None:
-    scale = 0.01 if text.endswith("%") else 1.0
-    try:
-        return float(text.removesuffix("%")) * scale
-    except ValueError:
+    try:  # decimal: 94% is 0.94, the number that a stored accuracy is compared with, and not 0.9400000000000001
+        return float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
+    except (ArithmeticError, ValueError):
         return None
 
 
