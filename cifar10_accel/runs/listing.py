@@ -143,7 +143,16 @@ def _visit(path: Path, listing: Listing) -> list[Path]:
         kind = _page_kind(path / name) if name.endswith(".html") else ""
         if kind:
             listing.pages.append(Page(name=_relative(path / name, listing.folder), kind=kind))
-    return [path / name for name in sorted(found) if not name.startswith(".") and found[name].is_dir()]
+    return [path / name for name in sorted(found) if not name.startswith(".") and _is_folder(found[name], listing)]
+
+
+def _is_folder(entry: os.DirEntry[str], listing: Listing) -> bool:
+    """Return whether an entry is a folder; a link that cannot be followed is not, and is noted in the listing."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        listing.unreadable.append(f"{entry.path}: {error.strerror}")
+        return False
 
 
 def _read_run(path: Path, folder: Path, *, names: set[str]) -> ListedRun:

@@ -36,6 +36,16 @@ def test_runs_in_any_depth_are_found_once(tmp_path: Path) -> None:
     assert {run.seconds for run in listing.runs} == {61.0}
 
 
+def test_a_link_that_leads_nowhere_hides_no_run(tmp_path: Path) -> None:
+    make_run(tmp_path / "good", test=0.5)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    assert only_run(tmp_path).name == "good"
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    listing = list_runs(tmp_path)
+    assert [run.name for run in listing.runs] == ["good"]
+    assert [sentence.split(":")[0] for sentence in listing.unreadable] == [str(tmp_path / "circle")]
+
+
 def test_a_run_folder_is_a_listing_of_one(tmp_path: Path) -> None:
     make_run(tmp_path / "mine", test=0.5)
     run = only_run(tmp_path / "mine")
