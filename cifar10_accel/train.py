@@ -73,7 +73,7 @@ def _train(settings: Settings) -> Path:
     folder = RunFolder.of(setup.settings)
     setup, choice = within_time_budget(setup, folder)
     accelerator, settings = setup.accelerator, setup.settings
-    run_on_main(accelerator, lambda: folder.open(settings))
+    run_on_main(accelerator, lambda: folder.open(settings, setup.dataset))
     setup = setup.with_images_as(run_on_main(accelerator, folder.recorded_image_format))
     dataset, steps_per_epoch = setup.dataset, setup.plan.steps_per_epoch
 

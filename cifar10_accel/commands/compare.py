@@ -110,21 +110,27 @@ def _predictions(run: SavedRun) -> Predictions:
 
 
 def _require_same_test_set(first: SavedRun, wanted: Predictions, other: SavedRun, found: Predictions) -> None:
-    same = (
-        first.settings.dataset == other.settings.dataset
-        and wanted.probabilities.shape == found.probabilities.shape
-        and np.array_equal(wanted.index, found.index)
-        and np.array_equal(wanted.label, found.label)
-    )
-    if not same:
-        sets = (
-            f"{dataset_title(run.settings.dataset)}, {len(test.label):,} images"
-            for run, test in ((first, wanted), (other, found))
-        )
+    difference = _difference(first, wanted, other, found)
+    if difference:
         raise InputError(
-            f"{other.folder.path}: tested on another set than {first.folder.path} ({' and '.join(sets)}); "
+            f"{other.folder.path}: tested on another set than {first.folder.path} ({difference}); "
             "compare runs with the same test images"
         )
+
+
+def _difference(first: SavedRun, wanted: Predictions, other: SavedRun, found: Predictions) -> str:
+    """Return what shows that two runs were tested on different images; empty if nothing does."""
+    facts = [
+        ("data sets", dataset_title(first.settings.dataset), dataset_title(other.settings.dataset)),
+        ("images", f"{len(wanted.label):,}", f"{len(found.label):,}"),
+        ("classes", str(wanted.probabilities.shape[1]), str(found.probabilities.shape[1])),
+        *(("classes", *pair) for pair in zip(first.recorded_classes(), other.recorded_classes(), strict=False)),
+    ]
+    for what, one, another in facts:
+        if one != another:
+            return f"{what}: {one} and {another}"
+    same_labels = np.array_equal(wanted.index, found.index) and np.array_equal(wanted.label, found.label)
+    return "" if same_labels else "the images have other classes"
 
 
 def _unpaired_reason(first: SavedRun, second: SavedRun) -> str:

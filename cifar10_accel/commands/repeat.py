@@ -18,6 +18,7 @@ import torch
 from rich.table import Table
 
 from cifar10_accel.commands.statistics import SampleStats, verdict
+from cifar10_accel.components import is_import_path
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.runs.run_folder import RUNS, RunFolder
 from cifar10_accel.settings import Settings
@@ -44,8 +45,11 @@ class SeedRun:
     folder: RunFolder
 
     def is_done(self) -> bool:
-        """Return whether the folder has a finished run with these settings."""
-        if not self.folder.is_finished():
+        """Return whether the folder has a finished run with these settings, on images of the same folder.
+
+        A run whose image folder has another path is left to the training, which compares the images.
+        """
+        if not self.folder.is_finished() or _is_elsewhere(self.folder.settings(), self.settings):
             return False
         found, wanted = self.folder.settings(), self.settings.weight_affecting()
         for name in ("dataset", "precision"):  # the run has resolved those that the flags left open
@@ -104,13 +108,13 @@ def repeat(
             "the --recipe and --epochs of that run"
         )
     names, groups = [], []
-    for recipe in [{}, {"recipe": against}] if against else [{}]:
-        name, runs = plan(dict(flags) | recipe, num_seeds=num_seeds)
+    for recipe in [None, against] if against else [None]:
+        name, runs = plan(dict(flags), num_seeds=num_seeds, against=recipe)
         names.append(name)
         groups.append(runs)
     metric = _metric([group[0].settings for group in groups])
-    if len(set(names)) < len(names):
-        raise SettingsError(f"against: {against!r} resolves to the same settings; give another recipe")
+    if against:
+        _require_comparable(groups[0][0], groups[1][0], against)
     pending = [run for pair in zip(*groups, strict=True) for run in pair if not run.is_done()]
     echo(f"{len(pending)} of {num_seeds * len(groups)} runs to train")
     train_all(pending, split_machine(num_workers, num_processes=1), echo=echo)
@@ -119,11 +123,20 @@ def repeat(
     return result
 
 
-def plan(flags: dict[str, Any], *, num_seeds: int) -> tuple[str, list[SeedRun]]:
-    """Return a name for these flags, made from the recipe and the settings, and their runs."""
+def plan(flags: dict[str, Any], *, num_seeds: int, against: str | None = None) -> tuple[str, list[SeedRun]]:
+    """Return a name for these flags, made from the recipe and the settings, and their runs.
+
+    Args:
+        flags: The settings that were given.
+        num_seeds: Number of runs.
+        against: The recipe, in place of that of the flags; a run name that was given is then followed by its name.
+    """
+    flags = flags | ({"recipe": against} if against else {})
     settings = Settings(**flags).resolve_recipe(on_cpu=not torch.accelerator.is_available())
     recipe = Path(settings.recipe).stem
     name = settings.run_name or f"{recipe}-{settings.dataset}-{settings.fingerprint()}"
+    if settings.run_name and against:
+        name += f"-{recipe}"
     base = (settings.run_dir or RUNS / "repeat") / name
     runs = []
     for seed in range(settings.seed, settings.seed + num_seeds):
@@ -211,6 +224,22 @@ def _metric(settings: Sequence[Settings]) -> str:
     if len(sizes) > 1:
         raise SettingsError(f"val_size: {' and '.join(map(str, sorted(sizes)))} differ; give one --val-size for both")
     return "val/accuracy" if sizes != {0} else "test/accuracy"
+
+
+def _require_comparable(run: SeedRun, other: SeedRun, against: str) -> None:
+    """Raise `SettingsError` unless the runs of two recipes differ in settings and folder, and have the same images."""
+    one, another = run.settings, other.settings
+    same_settings = (one.fingerprint(), one.max_steps) == (another.fingerprint(), another.max_steps)
+    if same_settings or run.folder.path == other.folder.path:
+        raise SettingsError(f"against: {against!r} resolves to the same settings; give another recipe")
+    if _is_elsewhere(one, another):
+        raise SettingsError(f"data_dir: {one.data_dir} and {another.data_dir} differ; give one --data-dir for both")
+
+
+def _is_elsewhere(one: Settings, other: Settings) -> bool:
+    """Return whether the images of two settings are read from different folders. Official sets are the same in any."""
+    in_data_dir = one.dataset == other.dataset and (one.dataset == "folder" or is_import_path(one.dataset))
+    return in_data_dir and one.data_dir.resolve() != other.data_dir.resolve()
 
 
 def _collect(name: str, runs: Sequence[SeedRun], metric: str) -> RecipeResult:

@@ -22,6 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import InputError, OutOfResourcesError, Preempted, SettingsError, UserError
 from cifar10_accel.files import read_yaml, write_text
@@ -61,13 +62,17 @@ class RunFolder:
         name = settings.run_name or "-".join(parts)
         return cls(settings.run_dir or RUNS / name)
 
-    def open(self, settings: Settings) -> None:
+    def open(self, settings: Settings, dataset: Dataset | None = None) -> None:
         """Create and lock the folder, or check that this run may continue in it. Only for the main process.
 
         The lock is held until the context `record_status` is left or the process ends.
 
+        Args:
+            settings: Of the run.
+            dataset: Its data set; None: the images are not compared with those of an earlier start.
+
         Raises:
-            SettingsError: The folder cannot be written, is in use, or has a run with other settings.
+            SettingsError: The folder cannot be written, is in use, or has a run with other settings or images.
             OutOfResourcesError: The disk is full.
         """
         try:
@@ -87,7 +92,7 @@ class RunFolder:
             if not was_finished:  # an old state, such as preempted, must not stand for a start that fails
                 self._write_status("starting", None, "")
             if (self.path / "settings.yaml").exists():
-                self._require_same_settings(settings)
+                self._require_same_run(settings, dataset)
             self._write("settings.yaml", settings.to_yaml())
         except UserError as error:
             if not was_finished:
@@ -212,18 +217,27 @@ class RunFolder:
         except OSError:
             return None
 
-    def _require_same_settings(self, settings: Settings) -> None:
+    def _require_same_run(self, settings: Settings, dataset: Dataset | None) -> None:
         if not self.has_steps():
             return  # it failed before its first step, perhaps for these settings
         before, now = self.settings().weight_affecting(), settings.weight_affecting()
         names = [name for name in (*now, *(before.keys() - now.keys())) if before.get(name) != now.get(name)]
         changes = [f"{name} {before.get(name)} -> {now.get(name)}" for name in names]
+        if dataset is not None and settings.dataset == "folder" and not self._was_trained_on(dataset):
+            changes.append(f"other images in data_dir {settings.data_dir}")  # the folder itself may have been moved
         if changes:
             raise SettingsError(
                 f"run_dir: {self.path} holds a run with other settings ({'; '.join(changes)}); "
                 "give another --run-name, with --init-from that run to start from its weights, or the settings of that "
                 "run to continue it"
             )
+
+    def _was_trained_on(self, dataset: Dataset) -> bool:
+        """Return whether class names and statistics of the images are the recorded ones; True if none are recorded."""
+        recorded = self.read_json("environment.json")
+        names, images = recorded.get("classes"), recorded.get("images")
+        has_names = not names or names == list(dataset.class_names)
+        return has_names and (not images or ImageFormat.from_json(images) == dataset.image_format)
 
 
 def locate_checkpoint(source: Path) -> tuple[RunFolder, Path]:

@@ -81,10 +81,15 @@ class SavedRun:
         num_classes = 0 if self.test is None else self.test.probabilities.shape[1]
         if self.dynamics is not None:
             num_classes = max(num_classes, self.dynamics.num_classes)
-        recorded = self.environment.get("classes", [])
-        if isinstance(recorded, list) and (len(recorded) == num_classes or self.test is None):
-            return [str(name) for name in recorded]
+        recorded = self.recorded_classes()
+        if len(recorded) == num_classes or self.test is None:
+            return recorded
         return [f"class {number}" for number in range(num_classes)]
+
+    def recorded_classes(self) -> list[str]:
+        """Return the names of the classes that the run has recorded; none in a run of an early version."""
+        recorded = self.environment.get("classes")
+        return [str(name) for name in recorded] if isinstance(recorded, list) else []
 
     def dataset(self) -> Dataset:
         """Return the data set that the run was trained and tested on. Nothing is downloaded.
@@ -95,7 +100,9 @@ class SavedRun:
         settings = self.settings.model_copy(update={"data_dir": self.data_dir or self.settings.data_dir})
         require_data(settings)
         dataset = load_dataset(settings, seed=settings.seed)
-        if self.test is not None and not _agree(self.test, dataset.test.labels):
+        names = self.recorded_classes()
+        same_names = not names or names == list(dataset.class_names)
+        if self.test is not None and not (same_names and _agree(self.test, dataset.test.labels)):
             raise InputError(
                 f"the data set in {settings.data_dir} is not the one that this run was tested on; give its --data-dir"
             )
@@ -105,7 +112,7 @@ class SavedRun:
 def _agree(predictions: Predictions, labels: npt.NDArray[np.int64]) -> bool:
     index = predictions.index
     inside = bool(((index >= 0) & (index < len(labels))).all())
-    return inside and np.array_equal(labels[index], predictions.label)
+    return inside and len(index) == len(labels) and np.array_equal(labels[index], predictions.label)
 
 
 def _describe_status(folder: RunFolder) -> str:

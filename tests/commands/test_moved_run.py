@@ -24,6 +24,7 @@ from cifar10_accel.train import fit
 
 VARIABLE = "CIFAR10_ACCEL_DATA_DIR"
 CLASSES = ("owl", "robin", "wren")
+GIVEN = TINY | {"dataset": "folder", "val_size": 6, "batch_size": 18}
 
 
 def write_images(folder: Path, *, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
@@ -43,9 +44,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the data set `birds` and two runs on it."""
     folder = tmp_path_factory.mktemp("there")
     write_images(folder / "birds")
-    given = TINY | {"dataset": "folder", "data_dir": folder / "birds", "val_size": 6, "batch_size": 18}
     for seed in (0, 1):
-        fit(Settings(**given, seed=seed, run_dir=folder / f"run{seed}"))
+        fit(Settings(**GIVEN, data_dir=folder / "birds", seed=seed, run_dir=folder / f"run{seed}"))
     return folder
 
 
@@ -205,3 +205,15 @@ def test_weights_that_a_run_started_from_are_not_needed_again() -> None:
     here = settings_here(run, {})
     assert (here.init_from, here.pretrained) == (None, False)
     assert os.path.basename(str(run.init_from)) == "weights.safetensors"
+
+
+def test_a_run_is_continued_only_on_its_own_images(moved: Path, tmp_path: Path) -> None:
+    run = moved / "run0"
+    assert fit(Settings(**GIVEN, data_dir=moved / "birds", run_dir=run)).summary["step"] > 0
+    others = write_images(tmp_path / "others", seed=1)
+    with pytest.raises(SettingsError, match=r"holds a run with other settings \(other images in data_dir .*others\)"):
+        fit(Settings(**GIVEN, data_dir=others, run_dir=run))
+    renamed = write_images(tmp_path / "renamed", classes=("owl", "robin", "zebra"))
+    done = call("report", run, "--data-dir", renamed)
+    assert done.exit_code == 0, done.output
+    assert "is not the one that this run was tested on" in (run / "report.html").read_text()

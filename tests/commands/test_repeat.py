@@ -80,3 +80,31 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(SettingsError, match="starts its own processes"):
         run()
     assert not (tmp_path / "runs").exists()
+
+
+def test_image_folders_are_not_mixed(tmp_path: Path) -> None:
+    """A run on images of another folder is not done, and two recipes are compared on the images of one folder."""
+    settings = {name: value for name, value in TINY.items() if name != "synthetic_size"} | {"dataset": "folder"}
+    _, (run,) = plan(settings | {"data_dir": tmp_path / "a"}, num_seeds=1)
+    run.folder.open(run.settings)
+    with run.folder.record_status(is_main=True):
+        pass
+    _, (same,) = plan(settings | {"data_dir": Path("a")}, num_seeds=1)
+    _, (other,) = plan(settings | {"data_dir": tmp_path / "b"}, num_seeds=1)
+    assert (run.is_done(), same.is_done(), other.is_done()) == (True, True, False)
+    (tmp_path / "other.yaml").write_text("dataset: folder\ndata_dir: b\nmax_lr: 0.01\n")
+    del settings["val_size"], settings["dataset"]
+    (tmp_path / "first.yaml").write_text("dataset: folder\ndata_dir: a\nmax_lr: 0.02\n")
+    with pytest.raises(SettingsError, match="data_dir: a and b differ"):
+        repeat(settings | {"recipe": "first.yaml"}, num_seeds=1, against="other.yaml", num_workers=1, echo=print)
+
+
+def test_recipes_under_one_run_name_have_folders_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("dataset: synthetic\nmax_lr: 0.01\n")
+    named = TINY | {"run_name": "mine"}
+    first, (run,) = plan(named, num_seeds=1)
+    second, (other,) = plan(named, num_seeds=1, against="other.yaml")
+    assert (first, second) == ("mine", "mine-other")
+    assert [each.folder.path.parts[-2:] for each in (run, other)] == [("mine", "seed-0"), ("mine-other", "seed-0")]
+    with pytest.raises(SettingsError, match="'smoke' resolves to the same settings"):
+        repeat(named, num_seeds=1, against="smoke", num_workers=1, echo=print)

@@ -12,6 +12,7 @@ from cifar10_accel.cli import main
 from cifar10_accel.commands.statistics import mcnemar
 from cifar10_accel.formatting import format_p_value
 from cifar10_accel.runs.predictions import Predictions
+from cifar10_accel.runs.run_folder import RunFolder
 
 
 def report(*args: object) -> Result:
@@ -111,10 +112,21 @@ def test_runs_that_cannot_be_compared_are_a_one_line_error(run_folder: Path, tmp
     Predictions(made.index, made.prediction, made.probabilities, made.loss).save(other / "predictions.npz")
     without = other_run(run_folder, target=tmp_path / "c", setting=("seed: 0", "seed: 1"))
     (without / "predictions.npz").unlink()
+    renamed = other_run(run_folder, target=tmp_path / "d", setting=("seed: 0", "seed: 1"))
+    first = RunFolder(run_folder).read_json("environment.json")["classes"][0]
+    text = (renamed / "environment.json").read_text()
+    (renamed / "environment.json").write_text(text.replace(f'"{first}"', '"zeppelin"'))
+    fewer = other_run(run_folder, target=tmp_path / "e", setting=("seed: 0", "seed: 1"))
+    Predictions(made.index[:-1], made.label[:-1], made.probabilities[:-1], made.loss[:-1]).save(
+        fewer / "predictions.npz"
+    )
     for runs, code, message in [
         ((run_folder,), 2, "two run folders"),
         ((run_folder, tmp_path), 3, "not a run folder"),
-        ((run_folder, other), 3, "tested on another set"),
+        ((run_folder, other), 3, "tested on another set than"),
+        ((run_folder, other), 3, "(the images have other classes)"),
+        ((run_folder, renamed), 3, f"(classes: {first} and zeppelin)"),
+        ((run_folder, fewer), 3, "(images: 80 and 79)"),
         ((run_folder, without), 3, "no usable predictions.npz"),
     ]:
         done = compare(*runs)

@@ -3,10 +3,13 @@
 import errno
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from training_commands import TINY
 
+from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.errors import InputError, OutOfResourcesError, Preempted, SettingsError
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
@@ -36,6 +39,29 @@ def test_a_refused_start_replaces_it_too(tmp_path: Path) -> None:
     found = folder.read_json("status.json")
     assert (found["state"], found["exit_code"]) == ("failed", 2)
     assert "max_lr" in found["reason"]
+
+
+def test_a_start_on_other_images_of_a_folder_is_refused(tmp_path: Path) -> None:
+    """The folder itself may have been moved."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    labels = np.array([0, 1] * 3)
+
+    def dataset(images: Any, *names: str) -> Dataset:
+        return Dataset(name="folder", train=(images, labels), test=(images, labels), class_names=names)
+
+    def start(data_dir: str, dataset: Dataset) -> None:
+        RunFolder(tmp_path / "run").open(Settings(**TINY | {"dataset": "folder", "data_dir": data_dir}), dataset)
+
+    trained = dataset(images, "cat", "dog")
+    start("there", trained)
+    folder = RunFolder(tmp_path / "run")
+    folder.metrics.touch()
+    recorded = {"classes": trained.class_names, "images": trained.image_format.to_json()}
+    folder.write_json("environment.json", recorded)
+    for other in (dataset(images // 2, "cat", "dog"), dataset(images, "cat", "horse")):
+        with pytest.raises(SettingsError, match=r"\(other images in data_dir here\)"):
+            start("here", other)
+    start("here", trained)
 
 
 def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
