@@ -1,5 +1,6 @@
 """Files that are replaced whole or not at all, arrays in npz files, and YAML files of settings."""
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from cifar10_accel.errors import InputError, SettingsError
+from cifar10_accel.errors import InputError, OutOfResourcesError, SettingsError
 
 if TYPE_CHECKING:  # settings are read through here, and importing NumPy would delay every --help
     import numpy.typing as npt
@@ -41,6 +42,29 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file by UTF-8 text, atomically (`replace_file`)."""
     with replace_file(path) as file:
         file.write(text.encode(errors="backslashreplace"))  # file names that are not UTF-8 have surrogates
+
+
+@contextmanager
+def output_of(option: str, path: Path) -> Iterator[None]:
+    """Context of writing to a place that a user may choose, whose OSError becomes one line.
+
+    Args:
+        option: Name of the option that chooses the place, such as `run_dir`.
+        path: The file or folder.
+
+    Raises:
+        OutOfResourcesError: The disk is full.
+        SettingsError: The place cannot be written for another reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutOfResourcesError(f"{path}: cannot be written ({reason}); free some disk space") from None
+        raise SettingsError(
+            f"{option}: {path} cannot be written ({reason}); give another --{option.replace('_', '-')}"
+        ) from None
 
 
 def name_as_text(name: str) -> str:

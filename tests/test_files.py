@@ -1,13 +1,14 @@
 """YAML files that people write, paths that they give, and text of any kind in files."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cifar10_accel.errors import SettingsError
-from cifar10_accel.files import name_as_text, read_yaml, user_path, write_text
+from cifar10_accel.errors import OutOfResourcesError, SettingsError, UserError
+from cifar10_accel.files import name_as_text, output_of, read_yaml, user_path, write_text
 from cifar10_accel.settings import Settings
 
 
@@ -118,3 +119,16 @@ def test_text_of_any_kind_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == r"café \udce9"
     assert name_as_text(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
     assert name_as_text("café") == "café"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (errno.ENOSPC, OutOfResourcesError, "here: cannot be written (No space left on device); free some disk space"),
+        (errno.EROFS, SettingsError, "run_dir: here cannot be written (Read-only file system); give another --run-dir"),
+    ],
+)
+def test_only_a_full_disk_is_no_fault_of_the_place(number: int, kind: type[UserError], message: str) -> None:
+    with pytest.raises(kind) as raised, output_of("run_dir", Path("here")):
+        raise OSError(number, os.strerror(number))
+    assert str(raised.value) == message

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from cifar10_accel.errors import NonFiniteError, SettingsError
+from cifar10_accel.errors import NonFiniteError
+from cifar10_accel.files import output_of
 from cifar10_accel.settings import Settings
 from cifar10_accel.tracking.progress import track
 from cifar10_accel.training.oom import fit_micro_batch
@@ -102,17 +103,16 @@ def write(result: LrRangeResult, folder: Path) -> None:
     """
     from cifar10_accel.report.figures import LrRangeCurves, draw_lr_range
 
-    try:
+    curves = LrRangeCurves(lr=result.lr, loss=result.loss, smoothed_loss=result.smoothed_loss, accuracy=result.accuracy)
+    with output_of("out", folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lr_range.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
-    except OSError as error:
-        raise SettingsError(f"out: {folder} cannot be written ({error.strerror}); give another --out") from None
-    draw_lr_range(
-        LrRangeCurves(lr=result.lr, loss=result.loss, smoothed_loss=result.smoothed_loss, accuracy=result.accuracy),
-        folder / "lr_range.png",
-        title=f"LR range test, {result.dataset}",
-        suggestions={"steepest": result.steepest, "minimum / 10": result.tenth_of_minimum},
-    )
+        draw_lr_range(
+            curves,
+            folder / "lr_range.png",
+            title=f"LR range test, {result.dataset}",
+            suggestions={"steepest": result.steepest, "minimum / 10": result.tenth_of_minimum},
+        )
 
 
 def _reason_for_none(smoothed: list[float]) -> str:

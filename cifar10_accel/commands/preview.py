@@ -14,6 +14,7 @@ from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.data.loader import lower_if_possible, scaled_down
 from cifar10_accel.errors import SettingsError
+from cifar10_accel.files import output_of
 from cifar10_accel.report.figures import draw_augmented
 from cifar10_accel.settings import Settings
 
@@ -46,7 +47,7 @@ def preview(settings: Settings, *, epochs: Sequence[int], indices: Sequence[int]
         for name, index in zip(names, indices, strict=True)
         for backend in backends
     ]
-    try:
+    with output_of("out", path):
         draw_augmented(
             drawn.reshape(-1, *drawn.shape[2:]),
             rows,
@@ -54,8 +55,6 @@ def preview(settings: Settings, *, epochs: Sequence[int], indices: Sequence[int]
             path,
             title=f"training images as the model gets them: {dataset.name}, seed {settings.seed}",
         )
-    except OSError as error:
-        raise SettingsError(f"out: {path} cannot be written ({error.strerror}); give another --out") from None
 
 
 class _Augmenter:

@@ -20,6 +20,7 @@ from rich.table import Table
 from cifar10_accel.commands.statistics import SampleStats, verdict
 from cifar10_accel.components import is_import_path
 from cifar10_accel.errors import SettingsError
+from cifar10_accel.files import output_of
 from cifar10_accel.runs.run_folder import RUNS, RunFolder
 from cifar10_accel.settings import Settings
 from cifar10_accel.subprocesses import (
@@ -198,9 +199,14 @@ def summary_lines(result: RepeatResult) -> list[str]:
 
 
 def write(result: RepeatResult, path: Path) -> None:
-    """Write the result as JSON: accuracies are 0..1, statistics that need more seeds are null."""
+    """Write the result as JSON: accuracies are 0..1, statistics that need more seeds are null.
+
+    Raises:
+        SettingsError: The file cannot be written.
+    """
     values = json.loads(json.dumps(asdict(result)).replace("NaN", "null"))
-    path.write_text(json.dumps(values, indent=1) + "\n")
+    with output_of("run_dir", path):
+        path.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def _started(run: SeedRun, share: MachineShare) -> Any:
@@ -208,7 +214,9 @@ def _started(run: SeedRun, share: MachineShare) -> Any:
     given = dict(run.flags)
     if share.num_threads is not None and run.settings.num_threads is None:
         given["num_threads"] = share.num_threads
-    run.folder.path.parent.mkdir(parents=True, exist_ok=True)
+    with output_of("run_dir", run.folder.path):
+        run.folder.path.parent.mkdir(parents=True, exist_ok=True)
+        _log(run).touch()
     return running(
         training_command(settings_to_flags(given), num_processes=1), log=_log(run), environment=share.environment
     )

@@ -24,7 +24,7 @@ import torch
 from accelerate.utils import gather
 
 from cifar10_accel.data.loader import Batch
-from cifar10_accel.errors import SettingsError
+from cifar10_accel.files import output_of
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.accelerator import launch_info
 from cifar10_accel.training.optimization.lr_schedule import make_schedule
@@ -59,10 +59,8 @@ def write_step_log(settings: Settings, *, num_steps: int, path: Path) -> None:
     lines = list(log_steps(settings, num_steps=num_steps))
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return
-    try:
+    with output_of("out", path):
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    except OSError as error:
-        raise SettingsError(f"out: {path} cannot be written ({error.strerror}); give another --out") from None
 
 
 class _GradientNorms:

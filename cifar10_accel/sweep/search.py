@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar10_accel.errors import InputError
+from cifar10_accel.files import output_of
 from cifar10_accel.runs.trial import State, Trial
 from cifar10_accel.sweep import owners
 from cifar10_accel.sweep.claimed_trial import ClaimedTrial
@@ -54,12 +55,14 @@ class Search:
         """Open the study, or create it.
 
         Raises:
-            SettingsError: The study is of another sweep, or the storage cannot be opened.
+            SettingsError: The folder cannot be written, the study is of another sweep, or the storage cannot be opened.
         """
         self._sweep = sweep
         self._folder = folder.resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        with output_of("dir", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            locked = FileLock(folder / ".lock").acquire()
+        with locked:
             self._folder_id = folder_id(folder)
             self._storage = open_storage(folder, storage)
             studies = {} if storage else _identities(self._storage)

@@ -17,6 +17,7 @@ from cifar10_accel.cli import main
 from cifar10_accel.commands.export import command as export_module
 from cifar10_accel.commands.export import files, hub
 from cifar10_accel.data.synthetic import CLASS_NAMES
+from cifar10_accel.errors import SettingsError
 from cifar10_accel.models.classifier import Classifier
 from cifar10_accel.runs import checkpoint
 from cifar10_accel.runs.run_folder import RunFolder
@@ -94,6 +95,16 @@ def test_an_export_that_is_another_model_is_not_kept(
     assert done.exit_code == 3
     assert "another model (class equal on" in done.stderr
     assert not list(tmp_path.glob("*net.onnx"))
+
+
+@pytest.mark.parametrize("name", ["file/net", "x" * 250, "x" * 300])
+@pytest.mark.parametrize("form", ["safetensors", "torch-export", "hub"])
+def test_a_place_that_cannot_be_written_is_one_line(form: str, name: str, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = call("export", run_folder, f"--format={form}", f"--out={tmp_path / name}")
+    assert done.exit_code == SettingsError.exit_code
+    assert re.fullmatch(r"error: out: \S+ cannot be written \(.+\); give another --out\n", done.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # --- Metadata, with a model of gray images of another size ---

@@ -1,10 +1,11 @@
 """LR range test: suggestions for several curves, and none for a curve without a minimum."""
 
 import math
+from pathlib import Path
 
 import pytest
 
-from cifar10_accel.commands.lr_range import LrRangeResult, suggest
+from cifar10_accel.commands.lr_range import LrRangeResult, suggest, write
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.training.optimization.lr_schedule import LrRange
 
@@ -50,3 +51,11 @@ def test_no_suggestion_rather_than_a_wrong_one(losses: list[float], reason: str)
     found = result(losses)
     assert reason in found.reason
     assert (found.steepest, found.tenth_of_minimum) == (None, None)
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_place_that_cannot_be_written_is_one_line(is_folder: bool, tmp_path: Path) -> None:
+    (tmp_path / "out" / "lr_range.png").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"^out: \S+ cannot be written \(.+\); give another --out$"):
+        write(result([2.3] * 20), tmp_path / ("out" if is_folder else "file"))

@@ -108,3 +108,9 @@ def test_recipes_under_one_run_name_have_folders_of_their_own(tmp_path: Path) ->
     assert [each.folder.path.parts[-2:] for each in (run, other)] == [("mine", "seed-0"), ("mine-other", "seed-0")]
     with pytest.raises(SettingsError, match="'smoke' resolves to the same settings"):
         repeat(named, num_seeds=1, against="smoke", num_workers=1, echo=print)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"^run_dir: file/\S+ cannot be written \(.+\); give another --run-dir$"):
+        repeat(TINY | {"run_dir": Path("file")}, num_seeds=1, against=None, num_workers=1, echo=print)

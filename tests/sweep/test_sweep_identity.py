@@ -1,6 +1,7 @@
 """A sweep's folder belongs to one sweep, known by its content, whatever the names of files are."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,12 @@ def test_the_command_refuses_before_it_touches_the_folder(tmp_path: Path, monkey
     assert "both: holds the sweep 'lr', which differs in max_lr, width; give another --dir" in refused.stderr
     assert {path.name: path.read_bytes() for path in Path("both").iterdir() if path.is_file()} == before
     assert run(sweep_file(tmp_path / "lr renamed.yaml")).exit_code == 0
+
+
+@pytest.mark.parametrize("folder", ["file", "file/sweep", "locked"])
+def test_a_folder_that_cannot_be_written_is_one_line(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "locked" / ".lock").mkdir(parents=True)  # root may write into any folder
+    done = CliRunner().invoke(main, ["sweep", "run", str(sweep_file(tmp_path / "s.yaml")), f"--dir={folder}"])
+    assert done.exit_code == SettingsError.exit_code
+    assert re.fullmatch(rf"error: dir: {folder} cannot be written \(.+\); give another --dir\n", done.stderr)

@@ -1,7 +1,8 @@
 """Export a trained run to other formats. Each file is compared with the original model before it is kept."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,11 +10,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 
 from cifar10_accel.commands.export import files, hub
 from cifar10_accel.commands.export.files import Function
-from cifar10_accel.errors import InputError, SettingsError, UserError
-from cifar10_accel.files import use_default_permissions
+from cifar10_accel.errors import InputError, OutOfResourcesError, SettingsError, UserError
+from cifar10_accel.files import output_of, use_default_permissions
 from cifar10_accel.models.classifier import Classifier
 from cifar10_accel.runs.run_folder import RunFolder, locate_checkpoint
 from cifar10_accel.runs.saved_run import SavedRun
@@ -73,29 +75,45 @@ def export(source: Path, target: Path, *, form: Format, data_dir: Path | None = 
         InputError: `source` has no checkpoint, the exported model differs, or the run's data set is not in `data_dir`.
         SettingsError: `target` exists or cannot be written, or a package is missing.
     """
-    if target.exists():
-        raise SettingsError(f"out: {target} exists already; give another --out or remove it")
+    with output_of("out", target):
+        if target.exists():
+            raise SettingsError(f"out: {target} exists already; give another --out or remove it")
     model, run = Classifier.from_run(source), locate_checkpoint(source)[0]
     images, why_not_test = _images(model, run, data_dir=data_dir)
-    temporary = target.with_name(f"unchecked-{target.name}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        parity = compare(model, WRITERS[form](model, run, temporary), images, why_not_test=why_not_test)
-        if not parity.holds:
-            raise InputError(
-                f"{source}: the {form} file is another model ({parity}) and was not kept; try another format"
-            )
-        for path in (temporary, *temporary.rglob("*")):
-            if path.is_file():
-                use_default_permissions(path)
-        temporary.rename(target)
+        with output_of("out", target), _temporary(target) as temporary:
+            parity = compare(model, WRITERS[form](model, run, temporary), images, why_not_test=why_not_test)
+            if not parity.holds:
+                raise InputError(
+                    f"{source}: the {form} file is another model ({parity}) and was not kept; try another format"
+                )
+            for path in (temporary, *temporary.rglob("*")):
+                if path.is_file():
+                    use_default_permissions(path)
+            temporary.rename(target)
     except ImportError as error:
         raise SettingsError(f"format: {form} needs {error.name}; pip install 'cifar10-accel[onnx]'") from None
-    except OSError as error:
-        raise SettingsError(f"out: {target} cannot be written ({error.strerror}); give another --out") from None
+    except SafetensorError as error:  # its own form of an OSError
+        raise OutOfResourcesError(f"{target}: cannot be written ({error}); free some disk space") from None
+    return parity
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """Context of a path beside the target, for a file or a folder that is removed unless it was renamed.
+
+    Raises:
+        OSError: Nothing can be written there.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"unchecked-{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+    temporary.touch()  # some formats have errors of their own for a place that cannot be written
+    temporary.unlink()
+    try:
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-    return parity
 
 
 @torch.inference_mode()
