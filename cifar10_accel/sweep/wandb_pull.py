@@ -1,9 +1,11 @@
 """Read the trials of a sweep that W&B ran."""
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from cifar10_accel.errors import InputError
+from cifar10_accel.formatting import format_value
 from cifar10_accel.runs.trial import Parameter, State, SweepView, Trial
 from cifar10_accel.tracking.wandb_api import connected
 
@@ -44,17 +46,34 @@ def _parts(path: str) -> list[str]:
     return parts
 
 
+def _parameter(given: Any) -> Parameter:
+    """Return a parameter as a local sweep has it: a list or mapping as the text of a flag, a number that is finite."""
+    if isinstance(given, float) and not math.isfinite(given):
+        return str(given)
+    return given if isinstance(given, get_args(Parameter)) else format_value(given)
+
+
+def _number(given: Any) -> float | None:
+    """Return a finite number; None for anything else, such as the text NaN that W&B has for a loss without a value."""
+    try:
+        number = float(given)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _trial(number: int, run: Any, searched: list[str], metric: str) -> Trial:
     state = STATES.get(run.state, "failed")
     rows = run.history(keys=[metric], x_axis="epoch", samples=MAX_CURVE_POINTS, pandas=False)
-    curve = tuple((float(row["epoch"]), float(row[metric])) for row in rows)
-    value = run.summary.get(metric, curve[-1][1] if curve else None)
-    parameters: dict[str, Parameter] = {name: run.config[name] for name in searched if name in run.config}
+    points = [(float(row["epoch"]), _number(row[metric])) for row in rows]
+    curve = tuple((epoch, value) for epoch, value in points if value is not None)
+    last = points[-1][1] if points else None
+    parameters = {name: _parameter(run.config[name]) for name in searched if name in run.config}
     return Trial(
         number=number,
         state=state,
         parameters=parameters,
-        value=None if value is None else float(value),
+        value=_number(run.summary[metric]) if metric in run.summary else last,
         curve=curve,
         seconds=float(run.summary.get("_runtime", 0.0)),
         where=run.url,

@@ -2,14 +2,18 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from wandb_backend import Backend
 from wandb_records import Run, Sweep
 from wandb_server import answering_401, refusing, serving
 
+from cifar10_accel.cli import main
 from cifar10_accel.errors import InputError
 from cifar10_accel.sweep.wandb_pull import pull
 
@@ -65,6 +69,24 @@ def test_a_sweep_comes_back_as_trials(backend: Backend) -> None:
     assert first.where == f"{backend.url}/me/p/runs/t0"
     assert (second.value, second.reason) == (0.2, "failed in W&B")
     assert backend.unknown == []
+
+
+def test_parameters_and_values_of_any_kind_are_shown(backend: Backend, tmp_path: Path) -> None:
+    """Those of a sweep of another program, too."""
+    backend.sweeps["s1"] = Sweep("s1", "p", SWEEP + "  augment: {values: [[flip], [crop, flip]]}\n")
+    given: list[Any] = [["flip"], ["crop", "flip"], {"a": [1]}, math.nan]
+    for run, augment in zip(list(backend.runs.values()), given, strict=False):
+        run.config["augment"] = {"value": augment}
+    backend.runs["t0"].summary["val/accuracy"] = "NaN"
+    backend.runs["t1"].history.append({"epoch": 3, "val/accuracy": "NaN"})
+    trials = pull("me/p/s1").trials
+    assert [trial.parameters["augment"] for trial in trials][:3] == ["flip", "crop,flip", '{"a": [1]}']
+    assert str(trials[3].parameters["augment"]).lower() == "nan"
+    assert [trial.value for trial in trials] == [None, None, 0.2, 0.2]
+    assert trials[1].curve == ((1.0, 0.1), (2.0, 0.2))
+    done = CliRunner().invoke(main, ["sweep", "report", "me/p/s1"])
+    assert done.exit_code == 0, done.output
+    assert "crop,flip" in (tmp_path / "runs/sweeps/s1/sweep.html").read_text()
 
 
 @pytest.mark.parametrize(
