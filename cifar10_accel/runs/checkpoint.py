@@ -145,6 +145,11 @@ def load(path: Path) -> CheckpointData:
         raise InputError(f"{path}: not a checkpoint of this project ({reason}); use another or train again") from None
 
 
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint that was verified before, without reading its tensors."""
+    return int(json.loads((path / MANIFEST).read_text())["step"])
+
+
 def load_into(module: torch.nn.Module, tensors: Tensors, *, source: Path) -> None:
     """Copy the tensors into the module.
 

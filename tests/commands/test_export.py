@@ -20,7 +20,7 @@ from cifar10_accel.data.synthetic import CLASS_NAMES
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.models.classifier import Classifier
 from cifar10_accel.runs import checkpoint
-from cifar10_accel.runs.run_folder import RunFolder
+from cifar10_accel.runs.run_folder import RunFolder, locate_checkpoint
 from cifar10_accel.settings import Settings
 from cifar10_accel.train import fit
 
@@ -179,7 +179,7 @@ def test_a_model_that_shares_weights_is_exported(form: str, run_folder: Path, tm
     if form == "onnx":
         pytest.importorskip("onnxruntime")
     model = Classifier(model_settings={"model": f"{__name__}:Tied"}, class_names=["a", "b"]).eval()
-    read = export_module.WRITERS[form](model, RunFolder(run_folder), tmp_path / "model")  # type: ignore[index]
+    read = export_module.WRITERS[form](model, locate_checkpoint(run_folder)[1], tmp_path / "model")  # type: ignore[index]
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     assert export_module.compare(model, read, pixels).holds
 
@@ -217,7 +217,7 @@ def test_transformers_loads_the_folder(
     if settings is not None:
         images = {"size": 32, "channels": 3, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1]}
         model = Classifier(model_settings=settings, class_names=["a", "b"], images=images).eval()
-        hub.write_hub(model, RunFolder(run_folder), folder)
+        hub.write_hub(model, locate_checkpoint(run_folder)[1], folder)
     blocks = code_blocks((folder / "README.md").read_text(), "python")
     images = torch.rand(3, 3, 32, 32)
     values: dict[str, Any] = {"images": images}
@@ -251,6 +251,17 @@ def test_the_cards_command_trains_the_same_weights(run_folder: Path, tmp_path: P
     assert all(torch.equal(states[0].evaluated[name], states[1].evaluated[name]) for name in states[0].evaluated)
 
 
+def test_the_card_of_an_earlier_checkpoint_has_no_accuracy(run_folder: Path, tmp_path: Path) -> None:
+    last, earlier = run_folder / "checkpoints/step-000009", run_folder / "checkpoints/step-000006"
+    of_last, of_earlier = (
+        (exported(path, "hub", tmp_path / path.name) / "README.md").read_text() for path in (last, earlier)
+    )
+    assert "| test accuracy, last epoch" in of_last
+    assert "%" not in of_earlier.partition("## Use")[0]
+    assert "This is the model after step 6. The accuracy of the run was measured after step 9 and" in of_earlier
+    assert of_last.partition("## Use")[2] == of_earlier.partition("## Use")[2]
+
+
 def test_the_report_has_the_cards_command(run_folder: Path, tmp_path: Path) -> None:
     card = (exported(run_folder, "hub", tmp_path / "hub") / "README.md").read_text()
     page = (run_folder / "report.html").read_text()
@@ -280,7 +291,7 @@ def test_the_card_names_what_the_run_was_trained_on(
 ) -> None:
     settings = Settings(recipe="resnet9", **given)
     (tmp_path / "settings.yaml").write_text(settings.to_yaml())
-    card = hub.model_card(gray_model, RunFolder(tmp_path))
+    card = hub.model_card(gray_model, RunFolder(tmp_path), step=0)
     assert title in card
     assert "/home/me" not in card
     head = card.split("---")[1]

@@ -26,10 +26,11 @@ Pixels = npt.NDArray[np.uint8]
 BATCH = 500  # images at a time when an exported model is checked
 TOLERANCE = 1e-4  # on each probability
 NUM_RANDOM_IMAGES = 256
-WRITERS: dict[Format, Callable[[Classifier, RunFolder, Path], Function]] = {
-    "safetensors": lambda model, run, path: files.write_safetensors(model, path),
-    "onnx": lambda model, run, path: files.write_onnx(model, path),
-    "torch-export": lambda model, run, path: files.write_torch_export(model, path),
+# Of the format: function of (model, its checkpoint, the path to write).
+WRITERS: dict[Format, Callable[[Classifier, Path, Path], Function]] = {
+    "safetensors": lambda model, saved, path: files.write_safetensors(model, path),
+    "onnx": lambda model, saved, path: files.write_onnx(model, path),
+    "torch-export": lambda model, saved, path: files.write_torch_export(model, path),
     "hub": hub.write_hub,
 }
 
@@ -78,11 +79,12 @@ def export(source: Path, target: Path, *, form: Format, data_dir: Path | None = 
     with output_of("out", target):
         if target.exists():
             raise SettingsError(f"out: {target} exists already; give another --out or remove it")
-    model, run = Classifier.from_run(source), locate_checkpoint(source)[0]
+    run, saved = locate_checkpoint(source)
+    model = Classifier.from_run(saved)
     images, why_not_test = _images(model, run, data_dir=data_dir)
     try:
         with output_of("out", target), _temporary(target) as temporary:
-            parity = compare(model, WRITERS[form](model, run, temporary), images, why_not_test=why_not_test)
+            parity = compare(model, WRITERS[form](model, saved, temporary), images, why_not_test=why_not_test)
             if not parity.holds:
                 raise InputError(
                     f"{source}: the {form} file is another model ({parity}) and was not kept; try another format"

@@ -15,8 +15,9 @@ from cifar10_accel.components import is_import_path
 from cifar10_accel.files import write_text
 from cifar10_accel.formatting import dataset_title
 from cifar10_accel.models.classifier import Classifier
+from cifar10_accel.runs import checkpoint
 from cifar10_accel.runs.reproduce import reproduction
-from cifar10_accel.runs.run_folder import RunFolder
+from cifar10_accel.runs.run_folder import RunFolder, locate_checkpoint
 
 HERE = Path(__file__).parent
 TEMPLATE_OPTIONS: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
@@ -29,25 +30,38 @@ AUTO_MAP = {
 ON_THE_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 
 
-def write_hub(model: Classifier, run: RunFolder, folder: Path) -> Function:
-    """Write weights, config, the code that transformers loads them with, and a model card."""
+def write_hub(model: Classifier, saved: Path, folder: Path) -> Function:
+    """Write weights, config, the code that transformers loads them with, and a model card.
+
+    Args:
+        model: The model.
+        saved: Its checkpoint, in a run folder.
+        folder: The folder to write.
+    """
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     write_text(folder / "config.json", json.dumps(config | _for_transformers(model), indent=2) + "\n")
     shutil.copyfile(HERE / f"{MODELING}.py", folder / f"{MODELING}.py")
     if model.image_format.channels == 3:  # transformers opens every image as RGB
         write_text(folder / "preprocessor_config.json", json.dumps(_preprocessing(model), indent=2) + "\n")
-    write_text(folder / "README.md", model_card(model, run))
+    write_text(folder / "README.md", model_card(model, locate_checkpoint(saved)[0], step=checkpoint.step_of(saved)))
     with redirect_stdout(io.StringIO()):  # it prints the path
         return Classifier.from_pretrained(folder).eval()
 
 
-def model_card(model: Classifier, run: RunFolder) -> str:
-    """Return the README.md of the folder: results, how to use the model, and the command that trains it again."""
+def model_card(model: Classifier, run: RunFolder, *, step: int) -> str:
+    """Return the README.md of the folder: results, how to use the model, and the command that trains it again.
+
+    Args:
+        model: The model.
+        run: Its run.
+        step: The step after which the model was saved; only after the last one its accuracy is that of the run.
+    """
     settings, environment = run.settings(), run.read_json("environment.json")
     template = Template((HERE / "model_card.md.j2").read_text(encoding="utf-8"), **TEMPLATE_OPTIONS)
     card: str = template.render(
         summary=run.read_json("summary.json"),
+        step=step,
         settings=settings,
         environment=environment,
         class_names=model.class_names,
