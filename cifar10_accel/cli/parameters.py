@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from cifar10_accel.files import recordable_path, user_path
 from cifar10_accel.recipes import recipe_names
 from cifar10_accel.settings import built_in_names
+from cifar10_accel.settings.section import Duration
 
 
 class UserPath(click.Path):
@@ -48,8 +49,6 @@ class SettingValue(click.ParamType[str]):
         literals = [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
         self.name = next((_METAVARS[kind] for kind in kinds if kind in _METAVARS), "TEXT")
         self.choices = built_in_names(field) or literals
-        if name == "time_budget":
-            self.name = "DURATION"
         self.takes_several = any(get_origin(kind) is tuple for kind in kinds)
         self.is_path = Path in kinds or name == "recipe"
         if field.annotation is bool:
@@ -64,12 +63,12 @@ class SettingValue(click.ParamType[str]):
         return found or ([CompletionItem(incomplete, type="file")] if self.is_path else [])
 
 
-_METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", Path: "PATH"}
+_METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", Path: "PATH", Duration: "DURATION"}
 
 
 def _alternatives(annotation: Any) -> list[Any]:
     """Return the types of which a setting takes one."""
-    if get_origin(annotation) is Annotated:
+    if get_origin(annotation) is Annotated and annotation != Duration:
         return _alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
         return [kind for alternative in get_args(annotation) for kind in _alternatives(alternative)]

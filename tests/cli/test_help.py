@@ -61,6 +61,8 @@ def test_the_settings_are_described_once_each() -> None:
     places = [full.index(f"\n{title} settings:") for title in sections()]
     assert places == sorted(places)
     assert brief.index("Common settings") < brief.index("More settings") < len(brief) < len(full)
+    for flag in ("--epochs INT", "--max-lr FLOAT", "--time-budget DURATION", "--run-dir PATH"):
+        assert re.search(rf"^ +{flag}\b", full, flags=re.M), flag
 
 
 @pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["train", "--help-all"], ["repeat", "--help"]])
