@@ -16,6 +16,8 @@ from typing import Any
 from cifar10_accel.errors import InputError, OutOfResourcesError
 from cifar10_accel.files import replace_file
 
+OF_FINAL_EVALUATION = "test/class_accuracy/"  # metrics that no evaluation during training has
+
 
 def append_metrics(path: Path, values: Mapping[str, float], *, step: int, epoch: float) -> None:
     """Append one line and flush it to the operating system, where it survives a kill of this process.
@@ -29,15 +31,22 @@ def append_metrics(path: Path, values: Mapping[str, float], *, step: int, epoch:
 
 
 def drop_metrics_after(path: Path, step: int) -> None:
-    """Remove the lines of later steps, and broken ones, so that a run that resumes at `step` logs none twice.
+    """Remove what a run that resumes at `step` logs again, and broken lines. The file is replaced atomically.
 
-    Nothing is kept for step 0, where the run starts from the beginning. The file is replaced atomically.
+    These are the lines of later steps, and those from a final evaluation on: a run that was killed between that and its
+    end is evaluated again. Nothing is kept for step 0, where the run starts from the beginning.
 
     Raises:
         OutOfResourcesError: It cannot be written.
     """
     before = path.read_bytes() if path.exists() else b""
-    kept = [line for line in before.splitlines() if step and _parse(line).get("step", math.inf) <= step]
+    kept = []
+    for line in before.splitlines() if step else []:
+        record = _parse(line)
+        if record.get("step") == step and any(name.startswith(OF_FINAL_EVALUATION) for name in record):
+            break
+        if record.get("step", math.inf) <= step:
+            kept.append(line)
     after = b"".join(line + b"\n" for line in kept)
     if after == before:
         return

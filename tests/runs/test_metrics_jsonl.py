@@ -103,3 +103,14 @@ def test_a_full_disk_is_an_error_of_one_line(tmp_path: Path) -> None:
     path.symlink_to("/dev/full")
     with pytest.raises(OutOfResourcesError, match=r"metrics\.jsonl: cannot be written \(No space left on device\); "):
         append_metrics(path, {"x": 1.0}, step=1, epoch=0.1)
+
+
+def test_the_final_evaluation_of_a_run_killed_before_its_end_is_logged_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_metrics(path, {"train/loss": 1.0}, step=4, epoch=1)
+    append_metrics(path, {"test/accuracy": 0.5}, step=4, epoch=1)  # of an epoch
+    before = path.read_bytes()
+    append_metrics(path, {"test/accuracy": 0.5, "test/class_accuracy/cat": 0.5}, step=4, epoch=1)
+    append_metrics(path, {"own": 1.0}, step=4, epoch=1)  # of a callback, after it
+    drop_metrics_after(path, 4)
+    assert path.read_bytes() == before
