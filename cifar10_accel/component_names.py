@@ -1,5 +1,6 @@
 """The names that settings have for Python objects: a built-in name, an import path, or `object:` and a digest."""
 
+import copyreg
 import functools
 import hashlib
 import inspect
@@ -60,7 +61,7 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
         return
     path = _import_path(value)
     if path or id(value) in seen:
-        yield f"{path};".encode()
+        yield f"{path or 'seen'};".encode()
         return
     seen[id(value)] = value
     yield f"{type(value).__qualname__}:".encode()
@@ -137,7 +138,7 @@ def _array_parts(array: Any) -> Iterator[bytes]:
 
 def _object_parts(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     """Yield class and attributes of any other object, and its text, which has those of compiled classes."""
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    slots = copyreg._slotnames(type(value))  # type: ignore[attr-defined]  # as pickle finds them
     attributes = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
     changing = value.state_dict() if hasattr(value, "state_dict") else {}
     yield from _parts([type(value), {key: item for key, item in attributes.items() if key not in changing}], seen)

@@ -34,10 +34,10 @@ class _Adjustable:
 
 
 class _Slotted:
-    __slots__ = ("value",)
+    __slots__ = "__value"
 
     def __init__(self, value: int) -> None:
-        self.value = value
+        self.__value = value
 
 
 class _Scaled(nn.Module):

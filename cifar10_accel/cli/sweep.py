@@ -11,7 +11,8 @@ from click.core import ParameterSource
 
 from cifar10_accel.cli.flags import handle_user_errors, require_installed
 from cifar10_accel.cli.parameters import OUT, PATH
-from cifar10_accel.errors import SettingsError, UserError
+from cifar10_accel.errors import UserError
+from cifar10_accel.files import output_of
 from cifar10_accel.runs.trial import Parameter, Rerun, SweepView
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,5 @@ def _write_page(view: SweepView, path: Path, rerun: Rerun | None) -> None:
         from cifar10_accel.sweep.importance import importance_of
 
         shares = importance_of(view.trials, view.goal)
-    try:
+    with output_of("dir", path):
         write_sweep_page(path, view, importance=shares, importance_note=method, rerun=rerun)
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be written ({error.strerror}); give another --dir") from None

@@ -18,7 +18,6 @@ import torch
 from rich.table import Table
 
 from cifar10_accel.commands.statistics import SampleStats, verdict
-from cifar10_accel.components import is_import_path
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.files import output_of
 from cifar10_accel.runs.run_folder import RUNS, RunFolder
@@ -246,8 +245,7 @@ def _require_comparable(run: SeedRun, other: SeedRun, against: str) -> None:
 
 def _is_elsewhere(one: Settings, other: Settings) -> bool:
     """Return whether the images of two settings are read from different folders. Official sets are the same in any."""
-    in_data_dir = one.dataset == other.dataset and (one.dataset == "folder" or is_import_path(one.dataset))
-    return in_data_dir and one.data_dir.resolve() != other.data_dir.resolve()
+    return one.is_own_dataset and one.dataset == other.dataset and one.data_dir.resolve() != other.data_dir.resolve()
 
 
 def _collect(name: str, runs: Sequence[SeedRun], metric: str) -> RecipeResult:

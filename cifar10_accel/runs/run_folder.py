@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 
 from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.data.image_format import ImageFormat
-from cifar10_accel.errors import InputError, OutOfResourcesError, Preempted, SettingsError, UserError
-from cifar10_accel.files import read_yaml, write_text
+from cifar10_accel.errors import InputError, Preempted, SettingsError, UserError
+from cifar10_accel.files import output_of, read_yaml, write_text
 from cifar10_accel.formatting import format_duration
 from cifar10_accel.runs import checkpoint
 from cifar10_accel.runs.legacy import translate_settings
@@ -75,18 +75,15 @@ class RunFolder:
             SettingsError: The folder cannot be written, is in use, or has a run with other settings or images.
             OutOfResourcesError: The disk is full.
         """
-        try:
+        with output_of("run_dir", self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / ".lock", timeout=0, is_singleton=True)
-            self._lock.acquire()
-        except Timeout:
-            raise SettingsError(
-                f"run_dir: another training is running in {self.path}; give another --run-name"
-            ) from None
-        except OSError as error:
-            raise SettingsError(
-                f"run_dir: {self.path} cannot be written ({error.strerror}); give another --run-dir"
-            ) from None
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise SettingsError(
+                    f"run_dir: another training is running in {self.path}; give another --run-name"
+                ) from None
         was_finished = self.is_finished()
         try:
             if not was_finished:  # an old state, such as preempted, must not stand for a start that fails
@@ -170,8 +167,8 @@ class RunFolder:
         self.write_json("status.json", {"state": state, "exit_code": exit_code, "reason": reason})
 
     def _write_last_status(self, state: str, exit_code: int | None, reason: str) -> None:
-        """Write the state in which an exception leaves the run; a full disk must not take the exception's place."""
-        with suppress(OutOfResourcesError):
+        """Write the state in which an exception leaves the run; a failure to write must not hide the exception."""
+        with suppress(UserError):
             self._write_status(state, exit_code, reason)
 
     def name(self) -> str:
@@ -190,18 +187,14 @@ class RunFolder:
         """Replace a JSON file atomically.
 
         Raises:
-            OutOfResourcesError: It cannot be written.
+            OutOfResourcesError: The disk is full.
+            SettingsError: It cannot be written for another reason.
         """
         self._write(name, json.dumps(values, indent=1) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        try:
+        with output_of("run_dir", self.path / name):
             write_text(self.path / name, text)
-        except OSError as error:
-            reason = error.strerror or error
-            raise OutOfResourcesError(
-                f"{self.path / name}: cannot be written ({reason}); free some disk space"
-            ) from error
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the values in a JSON file of the folder; none if it is missing or not readable."""

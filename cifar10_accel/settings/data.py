@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import NoDecode
 
+from cifar10_accel.components import is_import_path
 from cifar10_accel.settings.section import Positive, Section, built_in
 
 
@@ -59,3 +60,8 @@ class DataSettings(Section):
     num_workers: int = Field(
         0, ge=0, le=256, description="loader processes per rank for the albumentations backend (0: in the main process)"
     )
+
+    @property
+    def is_own_dataset(self) -> bool:
+        """True if the data set is the user's: an image folder, or an import path."""
+        return self.dataset == "folder" or is_import_path(self.dataset)

@@ -6,7 +6,6 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
-from cifar10_accel.components import is_import_path
 from cifar10_accel.errors import SettingsError, did_you_mean
 from cifar10_accel.files import read_yaml
 from cifar10_accel.runs.trial import Goal, Parameter, SweepView, Trial
@@ -241,8 +240,8 @@ def _values_of(sweep: Sweep, name: str) -> list[Parameter]:
 def _check_settings(sweep: Sweep) -> None:
     for values in _corner_settings(sweep):
         settings = Settings(**(sweep.constants | values))
-        may_have_its_own = settings.dataset == "folder" or is_import_path(settings.dataset)
-        if sweep.metric.startswith("val/") and settings.val_size == 0 and not may_have_its_own:
+        may_have_hold_out = settings.val_size > 0 or settings.is_own_dataset
+        if sweep.metric.startswith("val/") and not may_have_hold_out:
             raise SettingsError(f"metric: {sweep.metric} needs a hold-out; give `val_size: {{value: 5000}}`")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from cifar10_accel.data.loader import Batch
-from cifar10_accel.errors import NonFiniteError, OutOfResourcesError
+from cifar10_accel.errors import NonFiniteError, UserError
 from cifar10_accel.randomness import seed_for
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.training.optimization.optimizer import set_lr
@@ -127,7 +127,7 @@ def explain_non_finite(state: TrainingState, batches: list[Batch], folder: RunFo
         step = state.step + 1
         images = state.accelerator.gather(torch.cat([batch.indices for batch in batches])).tolist()
         if state.accelerator.is_main_process:
-            with suppress(OutOfResourcesError):  # a full disk is not what the user has to hear about now
+            with suppress(UserError):  # a full disk is not what the user has to hear about now
                 folder.write_json("nonfinite.json", {"step": step, "lr": lr, "images": images})
         shown = ", ".join(map(str, images[:5]))
         raise NonFiniteError(

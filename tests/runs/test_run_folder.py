@@ -106,8 +106,11 @@ def test_a_full_disk_is_one_line_and_the_settings_stay(tmp_path: Path, full_disk
 def test_a_full_disk_does_not_take_the_place_of_another_error(tmp_path: Path, full_disk: Callable[[], None]) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.open(Settings(**TINY))
-    status = folder.record_status(is_main=True)
-    status.__enter__()
-    full_disk()
-    error = InputError("the true reason")
-    assert not status.__exit__(InputError, error, None)  # neither suppressed nor replaced
+
+    def train() -> None:
+        with folder.record_status(is_main=True):
+            full_disk()
+            raise InputError("the true reason")
+
+    with pytest.raises(InputError, match="the true reason"):
+        train()
