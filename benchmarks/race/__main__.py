@@ -6,12 +6,12 @@
 - airbench94_muon.py of KellerJordan/cifar10-airbench, and train.py of 99991/cifar10-fast-simple, adapted to a CPU
   (benchmarks/race/scripts.py): the model in bf16 autocast or in float32, whichever is faster, and no torch.compile
 - the Trainers of `lightning` and `transformers` with the usual ResNet-18 recipe (benchmarks/race/trainers.py)
-Each is trained once, in a process of its own, alone, with the same number of threads, on all training images; its
-number of steps is chosen before, by a few timed ones, so that the budget is filled. Seconds are of training: without
-starting, loading data, these timed steps and evaluation. The test accuracies along the way are for the picture alone.
-The output folder gets race.json, race.png and the files of each contestant; contestants that are in race.json are not
-trained again. Contestants that are not given or not installed are marked; those that trained for more than 1.1 times
-the budget are marked, too, and not compared.
+Each is trained once for every seed, in turns, in a process of its own, alone, with the same number of threads, on all
+training images; its number of steps is chosen before, by a few timed ones, so that the budget is filled. Seconds are of
+training: without starting, loading data, these timed steps and evaluation. The test accuracies along the way are for
+the picture alone. The output folder gets race.json, race.png and, for each seed, the files of each contestant; runs
+that are in race.json are not trained again. Contestants that are not given or not installed are marked; those that
+trained for more than 1.1 times the budget are marked, too, and not compared.
 """
 
 import os
@@ -29,7 +29,7 @@ from benchmarks.race import scripts
 from benchmarks.race.results import RaceFile, RaceResult, draw, table
 from benchmarks.race.trainers import TRAINERS
 from benchmarks.race.turns import Race, run_script, run_this_project, run_trainer
-from benchmarks.trainings import benchmark_flags
+from benchmarks.trainings import benchmark_flags, seeds_option
 from cifar10_accel.cli.flags import handle_user_errors, settings_options
 from cifar10_accel.cli.help import SettingsCommand
 from cifar10_accel.data.datasets import load_dataset
@@ -46,6 +46,7 @@ CONTESTANTS = (THIS_PROJECT, scripts.AIRBENCH.name, scripts.FAST_SIMPLE.name, *T
 
 @click.command(cls=SettingsCommand)
 @click.option("--budget", default="10m", show_default=True, help="training time of each contestant: 90s, 10m, 1h")
+@seeds_option(default=1)
 @click.option("--airbench", type=click.Path(path_type=Path), help="checkout of KellerJordan/cifar10-airbench")
 @click.option("--fast-simple", type=click.Path(path_type=Path), help="checkout of 99991/cifar10-fast-simple")
 @click.option("--only", multiple=True, type=click.Choice(CONTESTANTS), help="this contestant; may be repeated")
@@ -53,7 +54,13 @@ CONTESTANTS = (THIS_PROJECT, scripts.AIRBENCH.name, scripts.FAST_SIMPLE.name, *T
 @settings_options
 @handle_user_errors
 def main(
-    budget: str, airbench: Path | None, fast_simple: Path | None, only: tuple[str, ...], out: Path | None, **flags: Any
+    budget: str,
+    seeds: int,
+    airbench: Path | None,
+    fast_simple: Path | None,
+    only: tuple[str, ...],
+    out: Path | None,
+    **flags: Any,
 ) -> None:
     """Compare accuracy after the same training time on this CPU with that of four others."""
     require_no_launcher("a benchmark")
@@ -66,9 +73,13 @@ def main(
             scripts.check(peer, checkout.resolve())  # rather now than after the turns before it
             turns[peer.name] = partial(run_script, peer=peer, checkout=checkout.resolve())
     turns |= {name: partial(run_trainer, name=name) for name in TRAINERS if find_spec(name)}
-    conditions = {"budget": race.budget, "threads": race.num_threads, "precision": race.precision, "flags": race.given}
+    given = {name: value for name, value in race.given.items() if name != "seed"}
+    conditions = {"budget": race.budget, "threads": race.num_threads, "precision": race.precision, "flags": given}
     file = RaceFile(race.out / "race.json", conditions)
-    failures = take_turns(race, file, {name: turns[name] for name in only or CONTESTANTS if name in turns})
+    asked = {name: turns[name] for name in only or CONTESTANTS if name in turns}
+    failures: dict[str, str] = {}
+    for seed in range(race.settings.seed, race.settings.seed + seeds):
+        failures |= take_turns(race, file, asked, seed=seed)
     click.echo(f"\n{describe_machine('accelerate', *TRAINERS)}")
     title = f"{format_duration(race.budget)} of training, {race.num_threads} thread(s), {describe_data(race)}"
     reasons = remarks(file, turns, failures)
@@ -108,18 +119,20 @@ def set_up(budget: str, out: Path | None, flags: dict[str, Any]) -> Race:
     )
 
 
-def take_turns(race: Race, file: RaceFile, turns: dict[str, Callable[[Race], RaceResult]]) -> dict[str, str]:
+def take_turns(
+    race: Race, file: RaceFile, turns: dict[str, Callable[[Race], RaceResult]], *, seed: int
+) -> dict[str, str]:
     """Let those contestants train, one after another, that have no result; return why some failed, by contestant."""
     failures = {}
     for name, turn in turns.items():
-        if name in file.results:
-            click.echo(f"{name}: done before")
+        if seed in file.results.get(name, {}):
+            click.echo(f"{name}, seed {seed}: done before")
             continue
-        click.echo(f"{name} ...")
+        click.echo(f"{name}, seed {seed} ...")
         try:
-            file.add(name, turn(race))
+            file.add(name, seed, turn(race.with_seed(seed)))
         except UserError as error:
-            click.echo(f"{name}: {error}")
+            click.echo(f"{name}, seed {seed}: {error}")
             failures[name] = f"failed: {error_line(error)}"
     return failures
 

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Callable, Mapping
 from contextlib import chdir
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from benchmarks.peer import write_data
 from benchmarks.race import scripts
@@ -37,6 +37,13 @@ class Race:
     def budget(self) -> float:
         """Seconds of training."""
         return float(self.settings.time_budget or 0)
+
+    def with_seed(self, seed: int) -> Self:
+        """Return the race with another seed, in a folder of its own, which exists."""
+        out = self.out / f"seed-{seed}"
+        out.mkdir(exist_ok=True)
+        settings = self.settings.model_copy(update={"seed": seed})
+        return replace(self, out=out, given=dict(self.given) | {"seed": seed}, settings=settings)
 
     def start(self, arguments: list[str], *, log: Path, doing: str) -> None:
         """Run `python ARGUMENTS` to its end, with the threads of the race and without a GPU."""

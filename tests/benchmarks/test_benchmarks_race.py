@@ -24,6 +24,7 @@ from benchmarks.race.scripts import AIRBENCH, FAST_SIMPLE, Length, PeerScript, c
 from benchmarks.race.trainers import TRAINERS, AugmentedBatches, Task, TrainerRace, TrainingClock
 from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.errors import InputError, SettingsError
+from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
 
 # What the adaptation expects of airbench94_muon.py, in a script that trains nothing: batches of 16, a step takes 1/25
@@ -164,13 +165,13 @@ def test_the_race_is_run_once_and_continues(tmp_path: Path, airbench: Path, fast
     assert "SYNTHETIC (not CIFAR-10), 400 training images" in first.output
     done = run_race(*args, f"--fast-simple={fast_simple}")
     assert done.exit_code == 0, done.output
-    assert "this project: done before" in done.output
-    assert "airbench94_muon: done before" in done.output
-    results = json.loads((out / "race.json").read_text())["results"]
+    assert "this project, seed 0: done before" in done.output
+    assert "airbench94_muon, seed 0: done before" in done.output
+    results = {name: runs["0"] for name, runs in json.loads((out / "race.json").read_text())["results"].items()}
     assert list(results) == ["this project", "airbench94_muon", "cifar10-fast-simple"]
 
     ours = results["this project"]
-    summary = json.loads((out / "this-project" / "summary.json").read_text())
+    summary = json.loads((out / "seed-0" / "this-project" / "summary.json").read_text())
     assert (ours["plain"], ours["tta"]) == (summary["test/accuracy"], summary["test/accuracy_tta"])
     assert (ours["precision"], ours["epochs"], len(ours["points"])) == ("no", 1.8, 2)  # 6 of 6.67 batches an epoch
     assert ours["points"][-1] == [pytest.approx(ours["seconds"], rel=0.1), ours["plain"]]
@@ -219,7 +220,30 @@ def test_a_failed_contestant_is_reported_and_tried_again(tmp_path: Path, airbenc
     script.write_text(FAKE_AIRBENCH)
     again = run_race(*args)
     assert again.exit_code == 0, again.output
-    assert "| airbench94_muon | airbench94_muon.py | float32 | 50.00% | 95.00% | 4.1 | 400 | 4.12 |" in again.output
+    assert "| airbench94_muon | airbench94_muon.py | float32 | 1 | 50.00% | 95.00% | 4.1 | 400 | 4.12 |" in again.output
+
+
+@pytest.mark.usefixtures("_small_race")
+def test_seeds_take_turns_and_may_be_added(tmp_path: Path, airbench: Path) -> None:
+    args = [f"--airbench={airbench}", f"--out={tmp_path / 'out'}"]
+    assert run_race(*args, "--only=airbench94_muon").exit_code == 0
+    done = run_race(*args, "--seeds=2")
+    assert done.exit_code == 0, done.output
+    turns = [line for line in done.output.splitlines() if ", seed " in line]
+    assert turns == [
+        "this project, seed 0 ...",
+        "airbench94_muon, seed 0: done before",
+        "this project, seed 1 ...",
+        "airbench94_muon, seed 1 ...",
+    ]
+    results = json.loads((tmp_path / "out" / "race.json").read_text())["results"]
+    assert [list(runs) for runs in results.values()] == [["0", "1"], ["0", "1"]]
+    for seed in (0, 1):
+        assert RunFolder(tmp_path / "out" / f"seed-{seed}" / "this-project").settings().seed == seed
+        assert f"manual_seed({seed})" in (tmp_path / "out" / f"seed-{seed}" / AIRBENCH.name / AIRBENCH.file).read_text()
+    assert "| airbench94_muon | airbench94_muon.py | float32 | 2 | 50.00% ± 0.00% |" in done.output
+    other = run_race(*args, "--seed=1", "--only=this project")  # a seed is no condition
+    assert "this project, seed 1: done before" in other.output
 
 
 @pytest.mark.parametrize("peer", [AIRBENCH, FAST_SIMPLE])
@@ -363,15 +387,26 @@ def test_a_result_is_read_back_and_the_table_names_the_first(tmp_path: Path) -> 
         return RaceResult(**defaults | {"points": [(10.0, 0.8)]} | values)
 
     file = RaceFile(tmp_path / "race.json", {"budget": 9.0})
-    file.add("a", result(plain=0.8, tta=0.95))
-    file.add("b", result(plain=0.9))
+    file.add("a", 0, result(plain=0.8, tta=0.95))
+    file.add("b", 0, result(plain=0.9))
     assert RaceFile(tmp_path / "race.json", {"budget": 9.0}).results == file.results
     with pytest.raises(SettingsError, match="with budget 9"):
         RaceFile(tmp_path / "race.json", {"budget": 8.0})
-    file.add("late", result(plain=0.99, seconds=10.5))
+    file.add("late", 0, result(plain=0.99, seconds=10.5))
     text = table(file.results, {"c": "not given"}, budget=9.5)
-    assert "| late | x | bf16 autocast | 99.00% | - | 10.5 (too long) | 5 | 1.00 |" in text
-    assert "| a | x | bf16 autocast | 80.00% | 95.00% | 10.0 | 5 | 1.00 |" in text
+    assert "| late | x | bf16 autocast | 1 | 99.00% | - | 10.5 (too long) | 5 | 1.00 |" in text
+    assert "| a | x | bf16 autocast | 1 | 80.00% | 95.00% | 10.0 | 5 | 1.00 |" in text
     assert "first plain: b, 10.00 points before a" in text
     assert "first with TTA where a contestant has it: a, 5.00 points before b" in text
-    assert "| c | not given | | | | | | |" in text
+    assert "interval" not in text
+    assert "| c | not given | | | | | | | |" in text
+    file.add("a", 1, result(plain=0.82, tta=0.93, seconds=8.0, trained="y"))
+    file.add("b", 1, result(plain=0.91))
+    text = table(file.results, {}, budget=9.5)
+    assert "| a | x, y | bf16 autocast | 2 | 81.00% ± 1.41% | 94.00% ± 1.41% | 9.0 | 6 | 1.00 |" in text
+    # Welch's interval of 90, 91 and 80, 82: 1.47 degrees of freedom.
+    assert "first plain: b, 9.50 points before a (95% interval of the difference +2.58 to +16.42)" in text
+    equal = {name: dict.fromkeys((0, 1), file.results[name][0]) for name in ("a", "b")}
+    assert table(equal, {}, budget=9.5).endswith("5.00 points before b")  # no spread, no interval
+    file.add("a", 2, result(plain=0.8, tta=0.95, seconds=10.6))  # one that took too long
+    assert "before" not in table(file.results, {}, budget=9.5)
