@@ -18,6 +18,9 @@ from typing import Any
 from cifar10_accel.component_names import OBJECT_PREFIX
 from cifar10_accel.errors import InputError, SettingsError, UserError, did_you_mean
 
+# The settings that hold more arguments of a component, by the setting that names it.
+ARGUMENTS = {"model": "model_args", "optimizer": "optimizer_args", "callbacks": "callback_args"}
+
 _objects: dict[str, Any] = {}  # given as objects, by the names that the settings have for them
 
 
@@ -106,7 +109,9 @@ def arguments_for(
     arguments = {name: known[name] for name in parameters if name in known} | dict(given)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in arguments:
-            raise SettingsError(f"{setting}: {path} needs {name!r}; give it in {setting}_args or a default")
+            way = "--image-size" if name == "image_size" else ARGUMENTS.get(setting)
+            remedy = f"set {way}, or give it a default" if way else "give it a default"
+            raise SettingsError(f"{setting}: {path} needs {name!r}; {remedy}")
     return arguments
 
 

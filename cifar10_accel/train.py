@@ -78,21 +78,22 @@ def _train(settings: Settings) -> Path:
     dataset, steps_per_epoch = setup.dataset, setup.plan.steps_per_epoch
 
     # 2. Model, optimizer, callbacks and schedule. The LR is a function of the step: nothing to prepare or to save.
-    state = build_state(setup)
-    state.callbacks = callbacks = Callbacks(settings, dataset, accelerator)
-    recorder = DynamicsRecorder(accelerator, dataset.train.labels, num_classes=len(dataset.class_names))
-    state.recorder = recorder
-    schedule = make_schedule(settings, steps_per_epoch=steps_per_epoch)
-    last_step = min(schedule.total_steps, settings.max_steps or schedule.total_steps)
+    with folder.record_failure(is_main=accelerator.is_main_process):
+        newest = run_on_main(accelerator, lambda: checkpoint.clean_up(folder.checkpoints))
+        state = build_state(setup, is_resumed=newest is not None)
+        state.callbacks = callbacks = Callbacks(settings, dataset, accelerator)
+        recorder = DynamicsRecorder(accelerator, dataset.train.labels, num_classes=len(dataset.class_names))
+        state.recorder = recorder
+        schedule = make_schedule(settings, steps_per_epoch=steps_per_epoch)
+        last_step = min(schedule.total_steps, settings.max_steps or schedule.total_steps)
 
-    # 3. Resume from the newest valid checkpoint, if there is one.
-    newest = run_on_main(accelerator, lambda: checkpoint.clean_up(folder.checkpoints))
-    if newest is not None:
-        require_same_checkpoint(accelerator, newest)
-        saved = checkpoint.load(newest)
-        state.restore(saved, source=newest)
-        recorder.restore(saved.training["dynamics"], folder.dynamics, num_epochs=state.step // steps_per_epoch)
-        logger.info("resuming from %s", newest)
+        # 3. Resume from the newest valid checkpoint, if there is one.
+        if newest is not None:
+            require_same_checkpoint(accelerator, newest)
+            saved = checkpoint.load(newest)
+            state.restore(saved, source=newest)
+            recorder.restore(saved.training["dynamics"], folder.dynamics, num_epochs=state.step // steps_per_epoch)
+            logger.info("resuming from %s", newest)
     stop_step = state.step if callbacks.stop_reason else last_step  # stopped early before
     if run_on_main(accelerator, folder.is_finished) and state.step >= stop_step:
         logger.info("%s is finished: nothing to train (give another --run-name to train again)", folder.path)

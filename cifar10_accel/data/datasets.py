@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -143,7 +144,9 @@ def _load_imported(settings: DataSettings, seed: int) -> Dataset:
     path = settings.dataset
     found = load_component(path, setting="dataset")
     if callable(found):
-        known = {"settings": settings, "seed": seed, "image_size": settings.image_size}
+        known: dict[str, Any] = {"settings": settings, "seed": seed}
+        if settings.image_size is not None:  # else the function's own default
+            known["image_size"] = settings.image_size
         found = call_component(found, known, path=path, setting="dataset")
     with user_code(path, setting="dataset"):
         return to_dataset(found, name=path)

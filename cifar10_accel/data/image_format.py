@@ -48,6 +48,13 @@ class ImageFormat:
         """Return the fields as plain values."""
         return asdict(self)
 
+    def num_in_equal_memory(self, num_images: int) -> int:
+        """Return the number of images that have as many pixels as this number of 32 pixels a side; at least one.
+
+        For smaller images it is the same number.
+        """
+        return max(1, num_images * CIFAR10_IMAGES.size**2 // max(CIFAR10_IMAGES.size, self.size) ** 2)
+
     @property
     def fill(self) -> tuple[int, ...] | int:
         """The mean colour in 0..255, as Albumentations takes it: a number for images of one channel."""

@@ -68,7 +68,7 @@ def timm_model(path: str) -> Callable[..., nn.Module]:
 
 @torch.no_grad()
 def require_logits(model: nn.Module, path: str, *, num_classes: int, image_format: ImageFormat) -> None:
-    """Check that a model turns two images into logits; let it return a tensor if it wraps them.
+    """Check that a model turns two images into logits; let it return a tensor where it wraps them.
 
     Raises:
         InputError: It raises, or returns something else.
@@ -80,9 +80,8 @@ def require_logits(model: nn.Module, path: str, *, num_classes: int, image_forma
     with user_code(f"{path} on an image ({channels}, {size}, {size})", setting="model"):
         output = model(torch.zeros(2, channels, size, size, device=device))
     model.train(was_training)
-    if not isinstance(output, Tensor):
-        output = _logits_of(output)
-        model.register_forward_hook(_return_logits)
+    model.register_forward_hook(_return_logits)  # some models wrap their logits in training mode only
+    output = _logits_of(output)
     if not isinstance(output, Tensor):
         raise InputError(f"model: {path} returns a {type(output).__name__}, not logits (a tensor, or .logits)")
     if tuple(output.shape) != (2, num_classes):
@@ -123,10 +122,13 @@ def _require_no_arguments(settings: ModelSettings, pretrained: bool) -> None:
 
 
 def _return_logits(module: nn.Module, inputs: Any, output: Any) -> Any:
-    """Forward hook for models that wrap their logits."""
+    """Forward hook for models that wrap their logits; tensors pass."""
     return _logits_of(output)
 
 
 def _logits_of(output: Any) -> Any:
-    """Return the logits in a dict or an object with `.logits`, as the models of transformers return them."""
+    """Return the logits in a dict or an object with `.logits`, as the models of transformers return them.
+
+    Anything else is returned as it is.
+    """
     return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)

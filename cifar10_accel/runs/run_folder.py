@@ -84,18 +84,12 @@ class RunFolder:
                 raise SettingsError(
                     f"run_dir: another training is running in {self.path}; give another --run-name"
                 ) from None
-        was_finished = self.is_finished()
-        try:
-            if not was_finished:  # an old state, such as preempted, must not stand for a start that fails
+        with self.record_failure(is_main=True):
+            if not self.is_finished():  # an old state, such as preempted, must not stand for a start that fails
                 self._write_status("starting", None, "")
             if (self.path / "settings.yaml").exists():
                 self._require_same_run(settings, dataset)
             self._write("settings.yaml", settings.to_yaml())
-        except UserError as error:
-            if not was_finished:
-                self._write_last_status("failed", error.exit_code, str(error))
-            self._lock.release(force=True)
-            raise
 
     def settings(self) -> Settings:
         """Return the settings of the run.
@@ -140,36 +134,43 @@ class RunFolder:
         return self.image_format() if (self.path / "environment.json").exists() else None
 
     @contextmanager
-    def record_status(self, *, is_main: bool) -> Iterator[None]:
-        """Context that writes status.json: running, then finished, preempted or failed with the exit code.
+    def record_failure(self, *, is_main: bool) -> Iterator[None]:
+        """Context that writes to status.json why an exception leaves it: preempted, or failed with the exit code.
 
-        `open` has written "starting", or "failed" if it has refused the settings.
-
-        Leaving it unlocks the folder. Launchers reduce every exit code to 1; this file keeps the original.
+        The folder is unlocked then. A run that has finished before stays finished. Launchers reduce every exit code to
+        1; this file keeps the original.
         """
-        write, write_last = (self._write_status, self._write_last_status) if is_main else (lambda *_: None,) * 2
         try:
-            write("running", None, "")
             yield
-        except UserError as error:
-            write_last("preempted" if isinstance(error, Preempted) else "failed", error.exit_code, str(error))
-            raise
         except BaseException as error:
-            write_last("failed", 1, f"{type(error).__name__}: {error}")
-            raise
-        else:
-            write("finished", 0, "")
-        finally:
             if is_main:
+                if not self.is_finished():
+                    state = "preempted" if isinstance(error, Preempted) else "failed"
+                    code, reason = 1, f"{type(error).__name__}: {error}"
+                    if isinstance(error, UserError):
+                        code, reason = error.exit_code, str(error)
+                    with suppress(UserError):  # a failure to write must not hide the exception
+                        self._write_status(state, code, reason)
                 self._lock.release(force=True)
+            raise
+
+    @contextmanager
+    def record_status(self, *, is_main: bool) -> Iterator[None]:
+        """Context of the training, which writes status.json: running, then finished, preempted or failed.
+
+        `open` has written "starting", or "failed" if it has refused the settings. Leaving it unlocks the folder.
+        """
+        with self.record_failure(is_main=is_main):
+            if is_main:
+                self._write_status("running", None, "")
+            yield
+            if is_main:
+                self._write_status("finished", 0, "")
+        if is_main:
+            self._lock.release(force=True)
 
     def _write_status(self, state: str, exit_code: int | None, reason: str) -> None:
         self.write_json("status.json", {"state": state, "exit_code": exit_code, "reason": reason})
-
-    def _write_last_status(self, state: str, exit_code: int | None, reason: str) -> None:
-        """Write the state in which an exception leaves the run; a failure to write must not hide the exception."""
-        with suppress(UserError):
-            self._write_status(state, exit_code, reason)
 
     def name(self) -> str:
         """Return the name of the folder, also if its path is '.'."""
@@ -216,8 +217,10 @@ class RunFolder:
         before, now = self.settings().weight_affecting(), settings.weight_affecting()
         names = [name for name in (*now, *(before.keys() - now.keys())) if before.get(name) != now.get(name)]
         changes = [f"{name} {before.get(name)} -> {now.get(name)}" for name in names]
-        if dataset is not None and settings.dataset == "folder" and not self._was_trained_on(dataset):
-            changes.append(f"other images in data_dir {settings.data_dir}")  # the folder itself may have been moved
+        if dataset is not None and settings.is_own_dataset and not self._was_trained_on(dataset):
+            # A folder may have been moved; the code behind an import path may have changed.
+            source = f"in data_dir {settings.data_dir}" if settings.dataset == "folder" else f"of {settings.dataset}"
+            changes.append(f"other images {source}")
         if changes:
             raise SettingsError(
                 f"run_dir: {self.path} holds a run with other settings ({'; '.join(changes)}); "

@@ -42,7 +42,9 @@ class RunSettings(Section):
         description="test-time augmentation, reported beside the plain number; multicrop_uncertain: only for the "
         "quarter of the images with the least certain prediction",
     )
-    eval_batch_size: int = Field(1000, ge=1, description="images per evaluation batch and process")
+    eval_batch_size: int = Field(
+        1000, ge=1, description="images per evaluation batch and process; fewer if they are above 32 pixels a side"
+    )
     eval_every: int = Field(1, ge=1, description="epochs between evaluations (the last epoch always is)")
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_every: Positive = Field(1.0, description="epochs between checkpoints; 0.25: four an epoch")

@@ -59,7 +59,8 @@ class Settings(
 
     recipe: str = Field(
         "auto",
-        description="name of a recipe, or a YAML file of settings; auto: resnet9, or cpu without an accelerator",
+        description="name of a recipe, or a YAML file of settings; auto: resnet9, or cpu without an accelerator if the "
+        "model is built in",
     )
 
     # Two runs that differ only in these end with the same weights.
@@ -119,11 +120,12 @@ class Settings(
     def resolve_recipe(self, *, on_cpu: bool) -> Self:
         """Return the settings with the recipe that `auto` stands for; unchanged if they name a recipe.
 
-        Keywords, flags and environment variables are kept and win over the recipe's values.
+        Keywords, flags and environment variables are kept and win over the recipe's values. The LRs of `cpu` are those
+        of a model with fixed norm scales and scaled logits: other models do not learn with them.
         """
         if self.recipe != "auto":
             return self
-        resolved = self.replace(recipe="cpu" if on_cpu else "resnet9")
+        resolved = self.replace(recipe="cpu" if on_cpu and not is_import_path(self.model) else "resnet9")
         resolved._resolves_auto = True
         return resolved
 

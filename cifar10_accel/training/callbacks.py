@@ -87,8 +87,8 @@ class EarlyStopping:
         self.num_without_improvement = 0
 
     def on_fit_start(self, context: CallbackContext) -> None:
-        """Require a hold-out; forget an earlier run of this object."""
-        _require_hold_out(context, "early_stopping")
+        """Require evaluations of a hold-out; forget an earlier run of this object."""
+        _require_evaluations(context, "early_stopping")
         if context.step == 0:
             self.best, self.num_without_improvement = None, 0
 
@@ -129,8 +129,8 @@ class BestCheckpoint:
         self.best: float | None = None
 
     def on_fit_start(self, context: CallbackContext) -> None:
-        """Require a hold-out; forget an earlier run of this object."""
-        _require_hold_out(context, "best_checkpoint")
+        """Require evaluations of a hold-out; forget an earlier run of this object."""
+        _require_evaluations(context, "best_checkpoint")
         if context.step == 0:
             self.best = None
 
@@ -272,9 +272,16 @@ def _require_hold_out_metric(monitor: str) -> None:
         raise SettingsError(f"callback_args: monitor is {monitor!r}; give val/accuracy or val/loss")
 
 
-def _require_hold_out(context: CallbackContext, name: str) -> None:
+def _require_evaluations(context: CallbackContext, name: str) -> None:
+    """Raise `SettingsError` if there is no hold-out, or if it is evaluated only at the end."""
     if context.dataset.val is None:
         raise SettingsError(f"callbacks: {name} needs a hold-out; give --val-size")
+    settings = context.settings
+    if settings.eval_every >= settings.epochs > 1:
+        raise SettingsError(
+            f"eval_every: {settings.eval_every} of {settings.epochs} epochs, so the hold-out is evaluated only at the "
+            f"end, too late for {name}; give --eval-every 1"
+        )
 
 
 def _higher_is_better(monitor: str, value: float) -> float:

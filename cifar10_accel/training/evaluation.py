@@ -130,7 +130,7 @@ def evaluate_split(
         accelerator: Of this process.
         model: Plain or wrapped; in training mode again afterwards.
         split: Images and labels.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; fewer if they are larger than 32 pixels a side.
         tta: Key of VIEWS, or `multicrop_uncertain`.
         image_format: Normalisation of the images.
 
@@ -145,6 +145,7 @@ def evaluate_split(
             buffer.copy_(broadcast(buffer))
     images, labels = cached_images(split, accelerator.device), torch.from_numpy(split.labels).to(accelerator.device)
     dtype = training_dtype(accelerator)
+    batch_size = image_format.num_in_equal_memory(batch_size)
 
     def mean_logits(indices: Tensor, tta: str) -> list[Tensor]:
         """Return plain logits and the mean over the views of the images with these indices; each rank does its part."""

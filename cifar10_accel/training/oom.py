@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from cifar10_accel.errors import OutOfResourcesError
+from cifar10_accel.errors import OutOfResourcesError, SettingsError
 from cifar10_accel.training.setup import RunSetup
 from cifar10_accel.training.state import TrainingState
 from cifar10_accel.training.step import forward
@@ -30,6 +30,7 @@ def fit_micro_batch(state: TrainingState, setup: RunSetup) -> RunSetup:
 
     Raises:
         OutOfResourcesError: Not even one image at a time fits.
+        SettingsError: The loss does not depend on a parameter, and there are several processes.
     """
     while _any_rank(state, _runs_out(state, setup)):
         plan = setup.plan.with_smaller_micro_batches()
@@ -59,7 +60,8 @@ def explain_out_of_memory() -> Iterator[None]:
             raise
         reason = (str(error) or "MemoryError").splitlines()[0]
         raise OutOfResourcesError(
-            f"out of memory ({reason}); raise --grad-accum-steps or lower --batch-size"
+            f"out of memory ({reason}); raise --grad-accum-steps or lower --batch-size; lower --eval-batch-size if it "
+            "happened in an evaluation"
         ) from error
 
 
@@ -72,6 +74,7 @@ def _runs_out(state: TrainingState, setup: RunSetup) -> bool:
         batch = next(full_size.loader.batches(state.step, state.step + 1))[0]
         loss, _ = forward(state, state.model, batch)
         state.accelerator.backward(loss)
+        _require_gradients(state)
         return False
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
@@ -82,6 +85,18 @@ def _runs_out(state: TrainingState, setup: RunSetup) -> bool:
         state.optimizer.zero_grad()
         for buffer, before in zip(state.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
+
+
+def _require_gradients(state: TrainingState) -> None:
+    """Raise `SettingsError` if DDP would wait for the gradients of parameters that the loss does not depend on."""
+    trained = [(name, parameter) for name, parameter in state.model.named_parameters() if parameter.requires_grad]
+    unused = [name for name, parameter in trained if parameter.grad is None]
+    if unused and state.accelerator.num_processes > 1:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        raise SettingsError(
+            f"model: the loss does not depend on {unused[0]}{more}, for whose gradients several processes would wait; "
+            f"remove these parameters, or give their names, or those of their modules, to --freeze"
+        )
 
 
 def _any_rank(state: TrainingState, flag: bool) -> bool:

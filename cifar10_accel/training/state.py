@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from cifar10_accel.components import is_import_path, user_code
+from cifar10_accel.components import describe_error, is_import_path, user_code
 from cifar10_accel.data.augment.batched import normalize
 from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.data.image_format import ImageFormat
+from cifar10_accel.errors import SettingsError
 from cifar10_accel.models.fine_tuning import freeze, load_fitting, read_weights
 from cifar10_accel.models.registry import build_model, fit_whitening
 from cifar10_accel.models.small_image_conv import speed_up_small_images
@@ -121,17 +123,30 @@ class TrainingState:
         self.stopwatch = Stopwatch(saved.training["seconds"], since_lap=since_line)
 
 
-def build_state(setup: RunSetup) -> TrainingState:
-    """Build the state before the first step, the same on every rank. All ranks must call this."""
+def build_state(setup: RunSetup, *, is_resumed: bool = False) -> TrainingState:
+    """Build the state before the first step, the same on every rank. All ranks must call this.
+
+    Args:
+        setup: Of the run.
+        is_resumed: A checkpoint follows: the weights to start from, `init_from` and `pretrained`, need not exist any
+            more.
+
+    Raises:
+        SettingsError: The settings do not fit the model.
+        InputError: The model or the weights to start from cannot be had.
+    """
     accelerator, settings, dataset = setup.accelerator, setup.settings, setup.dataset
     if settings.compile:
         require_compiler(accelerator.device)
-    model = build_seeded_model(settings, accelerator, dataset)
+    pretrained = settings.pretrained and not is_resumed
+    model = build_seeded_model(settings, accelerator, dataset, pretrained=pretrained)
+    if settings.low_res_epochs:
+        _require_small_images(model, settings, dataset.image_format)
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         speed_up_small_images(model)
     if settings.whitening:
         fit_whitening(model, some_training_images(dataset, accelerator.device))
-    if settings.init_from is not None:
+    if settings.init_from is not None and not is_resumed:
         load_fitting(model, read_weights(settings.init_from), source=settings.init_from)
     if settings.freeze:
         freeze(model, settings.freeze)
@@ -151,16 +166,39 @@ def build_state(setup: RunSetup) -> TrainingState:
     return TrainingState(accelerator, settings, model, wrapped_model, average, optimizer, loss, cuda_graphs)
 
 
-def build_seeded_model(settings: Settings, accelerator: Accelerator, dataset: Dataset) -> nn.Module:
-    """Build the model on the device, in the memory format of the settings; its weights are a function of the seed."""
+def build_seeded_model(
+    settings: Settings, accelerator: Accelerator, dataset: Dataset, *, pretrained: bool = False
+) -> nn.Module:
+    """Build the model on the device, in the memory format of the settings; its weights are a function of the seed.
+
+    With `pretrained` they are the published ones of a model that is not built in.
+    """
     torch.manual_seed(seed_for(settings.seed, "weights") >> 1)
     model = build_model(
         settings,
         num_classes=len(dataset.class_names),
         image_format=dataset.image_format,
-        pretrained=settings.pretrained,
+        pretrained=pretrained,
     ).to(accelerator.device)
     return model.to(memory_format=torch.channels_last) if settings.channels_last else model
+
+
+@torch.no_grad()
+def _require_small_images(model: nn.Module, settings: Settings, image_format: ImageFormat) -> None:
+    """Raise `SettingsError` for a model that does not take the small images of the first epochs."""
+    channels, size = image_format.channels, settings.low_res_size
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    was_training = model.training
+    model.eval()
+    try:
+        model(torch.zeros(2, channels, size, size, device=device))
+    except Exception as error:  # a model may raise anything
+        raise SettingsError(
+            f"low_res_size: {settings.model} does not take images of {size} pixels a side: {describe_error(error)}; "
+            "give --low-res-fraction 0, or another --low-res-size"
+        ) from error
+    finally:
+        model.train(was_training)
 
 
 def some_training_images(dataset: Dataset, device: torch.device) -> Tensor:
@@ -168,7 +206,6 @@ def some_training_images(dataset: Dataset, device: torch.device) -> Tensor:
 
     N is about WHITENING_IMAGES, and less for images above 32 pixels a side, which have more patches each.
     """
-    split, side = dataset.train, dataset.image_format.size
-    wanted = max(1, WHITENING_IMAGES * 32**2 // max(32, side) ** 2)
+    split, wanted = dataset.train, dataset.image_format.num_in_equal_memory(WHITENING_IMAGES)
     chosen = torch.from_numpy(split.images[:: max(1, len(split) // wanted)]).to(device)
     return normalize(chosen.permute(0, 3, 1, 2), torch.float32, dataset.image_format)

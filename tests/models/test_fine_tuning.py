@@ -1,5 +1,6 @@
 """Start from trained weights, and freeze some of them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,19 @@ def test_fine_tuning_resumes_with_the_same_bits(parent: Path, tmp_path: Path) ->
     ]
     assert weights[0] == weights[1]
     assert weights[0]
+
+
+def test_a_run_continues_without_the_weights_that_it_began_with(parent: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(parent, tmp_path / "copy")
+    settings = SMALL | {"epochs": 2, "init_from": copy, "checkpoint_every": 0.5}
+    straight = fit(Settings(**settings, run_dir=tmp_path / "straight"))
+    fit(Settings(**settings, run_dir=tmp_path / "stopped", max_steps=3))
+    shutil.rmtree(copy)
+    resumed = fit(Settings(**settings, run_dir=tmp_path / "stopped"))
+    assert straight.summary["test/loss"] == resumed.summary["test/loss"]
+    assert fit(Settings(**settings, run_dir=tmp_path / "straight")).summary == straight.summary  # finished
+    with pytest.raises(InputError, match="no checkpoint there"):
+        fit(Settings(**settings, run_dir=tmp_path / "new"))
 
 
 class Wrapped(nn.Module):

@@ -24,6 +24,8 @@ class Net(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         logits = self.head(self.convolution(images).relu().amax(dim=(2, 3)))
+        if self.wrap == "in training":  # as torchvision's models with auxiliary classifiers
+            return SimpleNamespace(logits=logits, auxiliary=3) if self.training else logits
         return {None: logits, "dict": {"logits": logits}, "object": SimpleNamespace(logits=logits)}.get(self.wrap, 3)
 
 
@@ -55,13 +57,15 @@ def test_a_class_gets_classes_channels_and_given_settings(image_format: ImageFor
     assert build("any_keyword")(torch.randn(1, 3, 32, 32)).shape == (1, 10)
 
 
-@pytest.mark.parametrize("wrap", ["dict", "object"])
+@pytest.mark.parametrize("wrap", ["dict", "object", "in training"])
 def test_logits_in_a_dict_or_an_object_become_a_tensor(wrap: str) -> None:
     images = torch.randn(2, 3, 32, 32)
     torch.manual_seed(0)
     wrapped = build("Net", model_args={"wrap": wrap})
     torch.manual_seed(0)
-    assert torch.equal(wrapped(images), build("Net")(images))
+    plain = build("Net")
+    assert torch.equal(wrapped(images), plain(images))
+    assert torch.equal(wrapped.train()(images), plain(images))
 
 
 def test_a_module_object_is_copied() -> None:

@@ -224,6 +224,11 @@ def test_early_stopping_does_not_count_epochs_without_an_evaluation() -> None:
     [
         ({"callbacks": "early_stopping"}, SettingsError, "needs a hold-out; give --val-size"),
         (
+            {"callbacks": "early_stopping", "val_size": 50, "epochs": 3, "eval_every": 3},
+            SettingsError,
+            "eval_every: 3 of 3 epochs, .* too late for early_stopping; give --eval-every 1",
+        ),
+        (
             {"callbacks": "best_checkpoint", "val_size": 50, "callback_args": {"monitor": "test/loss"}},
             SettingsError,
             "val",

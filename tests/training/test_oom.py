@@ -80,6 +80,39 @@ def test_running_out_later_is_explained(tmp_path: Path, monkeypatch: pytest.Monk
         fit(Settings(**TINY, run_dir=tmp_path / "run"))
 
 
+# A model of which the loss depends on one head only.
+TWO_HEADS = """
+from torch import nn
+
+class TwoHeads(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.pool, self.head = nn.AdaptiveAvgPool2d(2), nn.Linear(12, num_classes)
+        self.auxiliary = nn.Linear(12, num_classes)
+
+    def forward(self, images):
+        return self.head(self.pool(images).flatten(1))
+"""
+
+
+def test_parameters_without_a_gradient_are_one_line_with_several_processes(tmp_path: Path) -> None:
+    (tmp_path / "heads.py").write_text(TWO_HEADS)
+    given = {name: value for name, value in TINY.items() if name != "width"}
+    given |= {"model": "heads:TwoHeads", "max_steps": 2, "run_dir": tmp_path / "run"}
+    command = ["-m", "cifar10_accel", "train"]
+    refused = run_python(*command, *flags(given), cwd=tmp_path, num_processes=2)
+    assert refused.returncode != 0
+    assert (
+        "the loss does not depend on auxiliary.weight and 1 more, for whose gradients"
+        in refused.stdout + refused.stderr
+    )
+    alone = run_python(*command, *flags(given), cwd=tmp_path)  # one process does not wait for them
+    assert alone.returncode == 0, alone.stderr
+    frozen = given | {"run_dir": tmp_path / "frozen", "freeze": "auxiliary"}
+    done = run_python(*command, *flags(frozen), cwd=tmp_path, num_processes=2)
+    assert done.returncode == 0, done.stderr
+
+
 def test_micro_batches_stay_equal() -> None:
     plan = BatchPlan(num_images=100, batch_size=90, grad_accum_steps=1, num_processes=2, rank=0, seed=0)
     counts = []

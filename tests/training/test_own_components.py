@@ -1,5 +1,6 @@
 """Losses, optimizers, schedules, trackers, augmentations and data sets that are not built in; built-in schedules."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any, ClassVar
@@ -97,6 +98,14 @@ def test_wrong_components_are_one_line(
     with pytest.raises(error, match=message) as caught:
         train(tmp_path / "run", **changes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_failed_start_is_recorded(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError):
+        train(tmp_path / "run", optimizer="torch.optim:RMSprop", optimizer_args={"alfa": 1})
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 2)
+    assert "does not take 'alfa'" in status["reason"]
 
 
 def test_a_folder_whose_first_start_failed_takes_the_corrected_settings(tmp_path: Path) -> None:
@@ -267,6 +276,57 @@ def test_images_of_other_sizes_and_channels(size: int, channels: int, tmp_path: 
     assert (run.path / "report.html").exists()
     probabilities = run.predict(images[:5])
     assert np.allclose(probabilities, run.predictions().probabilities[:5], atol=1e-4)
+
+
+def test_small_images_that_a_model_does_not_take_are_one_line(tmp_path: Path) -> None:
+    given = {name: value for name, value in SMALL.items() if name != "width"} | {"low_res_fraction": 0.5}
+    with pytest.raises(
+        SettingsError, match=r"low_res_size: \S+:NormAndDropout does not take images of 16 pixels"
+    ) as own:
+        fit(Settings(**given, model=f"{HERE}:NormAndDropout", low_res_size=16, run_dir=tmp_path / "own"))
+    assert "RuntimeError (mat1 and mat2 shapes cannot be multiplied" in str(own.value)
+    assert str(own.value).endswith("give --low-res-fraction 0, or another --low-res-size")
+    with pytest.raises(SettingsError, match="low_res_size: airbench94 does not take images of 8 pixels"):
+        train(tmp_path / "built-in", model="airbench94", whitening=True, low_res_fraction=0.5, low_res_size=8)
+
+
+def test_auto_is_no_recipe_of_another_model() -> None:
+    """The LRs of `cpu` are those of its own model."""
+    for model, recipe in {f"{HERE}:NormAndDropout": "resnet9", "timm:resnet18": "resnet9", "airbench94": "cpu"}.items():
+        assert Settings(model=model).resolve_recipe(on_cpu=True).recipe == recipe
+        assert Settings(model=model).resolve_recipe(on_cpu=False).recipe == "resnet9"
+
+
+def drawn(seed: int, image_size: int = 12) -> Dataset:
+    random, labels = np.random.default_rng(seed), np.arange(60) % 3
+    images = random.integers(0, BRIGHTEST, (60, image_size, image_size, 1), np.uint8)
+    return Dataset(name="drawn", train=(images, labels), test=(images, labels))
+
+
+BRIGHTEST = 256
+
+
+def drawn_at(image_size: int) -> Dataset:
+    return drawn(0, image_size)
+
+
+def test_a_data_set_function_keeps_its_default_size() -> None:
+    settings = Settings(**SMALL | {"dataset": f"{HERE}:drawn"})
+    assert load_dataset(settings, seed=0).image_format.size == 12
+    assert load_dataset(settings.replace(image_size=9), seed=0).image_format.size == 9
+    assert load_dataset(settings.replace(image_size=9, dataset=f"{HERE}:drawn_at"), seed=0).image_format.size == 9
+    with pytest.raises(SettingsError, match="needs 'image_size'; set --image-size, or give it a default"):
+        load_dataset(settings.replace(dataset=f"{HERE}:drawn_at"), seed=0)
+
+
+def test_a_run_whose_data_set_has_changed_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"dataset": f"{HERE}:drawn", "batch_size": 20, "augment": "flip"}
+    train(tmp_path / "run", **changes, max_steps=3)
+    monkeypatch.setattr(f"{HERE}.BRIGHTEST", 128)
+    with pytest.raises(SettingsError, match=rf"\(other images of {HERE}:drawn\)"):
+        train(tmp_path / "run", **changes)
+    monkeypatch.undo()
+    assert train(tmp_path / "run", **changes).summary["step"] == 6
 
 
 def test_sizes_that_the_images_do_not_have(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from training_commands import TINY, run_python
 
 from cifar10_accel.commands import doctor_checks
@@ -214,6 +215,22 @@ def test_auto_chooses_the_recipe_too_and_a_resumed_run_keeps_both(
     assert (again.settings.recipe, again.settings.epochs, again.summary["step"]) == ("cpu", 10, 2)
     assert "time budget 10m: recipe cpu, 10 epochs, as chosen when the run began" in capsys.readouterr().out
     assert fit(Settings(**AUTO | {"run_name": "large"})).settings.recipe == "cpu94"
+
+
+class Small(nn.Sequential):
+    """A model that is not built in."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, num_classes))
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="auto on a CPU")
+def test_a_model_of_ones_own_has_one_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measured(monkeypatch, {"resnet9": 20.0})
+    given = AUTO | {"time_budget": "10m", "model": f"{__name__}:Small", "max_steps": 1}
+    run = fit(Settings(**{name: value for name, value in given.items() if name != "width"}))
+    assert asked == ["resnet9"]
+    assert (run.settings.recipe, run.settings.optimizer) == ("resnet9", "sgd")
 
 
 def test_a_chosen_length_with_impossible_image_sizes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from cifar10_accel.training.state import TrainingState, build_state
 from cifar10_accel.training.step import train_step
 from cifar10_accel.training.time_budget.choice import LEAST_SHARE_OF_A_CANDIDATE, Choice, StepTimes, choose
 
-# The recipes that a budget chooses from for `auto`, the most accurate one first.
+# The recipes that a budget chooses from for `auto` with a built-in model, the most accurate one first.
 CPU_RECIPES = ("cpu94", "cpu")
 ACCELERATOR_RECIPES = ("resnet9", "cpu94", "cpu")
 
@@ -90,7 +90,7 @@ def _timed_candidates(setup: RunSetup) -> Iterator[StepTimes]:
     settings, accelerator = setup.settings, setup.accelerator
     assert settings.time_budget is not None
     recipes: tuple[str, ...] = (settings.recipe,)
-    if settings.has_open_recipe:
+    if settings.has_open_recipe and not is_import_path(settings.model):
         recipes = CPU_RECIPES if accelerator.device.type == "cpu" else ACCELERATOR_RECIPES
         with _undone(accelerator):
             recipes = tuple(name for name in recipes if name == settings.recipe or _can_train(setup, name))

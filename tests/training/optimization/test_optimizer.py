@@ -28,6 +28,26 @@ def test_groups_hold_everything_trained_once(optimizer: str) -> None:
     assert len(groups) == (3 if optimizer == "muon" else 2)
 
 
+class Scaled(nn.Module):
+    """Convolutions of two kinds, and two parameters of four dimensions that are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3))
+        self.scale, self.position = nn.Parameter(torch.ones(1, 4, 1, 1)), nn.Parameter(torch.randn(1, 3, 8, 8))
+        self.normed = nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 2, 3))
+
+
+def test_muon_orthogonalizes_convolutions_alone() -> None:
+    model = Scaled()
+    groups = parameter_groups(model, OptimSettings(optimizer="muon", weight_decay=0.01))
+    (filters,) = (group for group in groups if group.get("orthogonal"))
+    assert {id(p) for p in filters["params"]} == {id(layer.weight) for layer in model.layers}
+    weights = {id(p) for p in groups[0]["params"]}
+    assert {id(model.scale), id(model.position), id(model.normed.parametrizations.weight.original)} == weights
+    assert groups[0]["weight_decay"] == 0.01
+
+
 def test_lr_factors_do_not_change_the_decay_of_a_step() -> None:
     settings = OptimSettings(optimizer="muon", bias_lr_factor=64, conv_lr_factor=0.25, weight_decay=0.01)
     optimizer = make_optimizer(airbench94(), settings)
@@ -65,15 +85,22 @@ def test_orthogonalized_in_bf16_is_that_in_float32_up_to_rounding(shape: tuple[i
     torch.testing.assert_close(sizes, exact_sizes, rtol=0, atol=0.03)
 
 
+def convolution(weight: Tensor) -> nn.Conv2d:
+    """A layer with this weight, (8, 4, 3, 3)."""
+    layer = nn.Conv2d(4, 8, 3, bias=False)
+    layer.weight = nn.Parameter(weight.clone())
+    return layer
+
+
 def test_muons_products_are_bf16_only_if_asked_for() -> None:
     before = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     gradient = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(1))
     results = []
     for dtype in (torch.float32, torch.bfloat16):
-        filters = nn.Parameter(before.clone())
+        layer = convolution(before)
+        filters = layer.weight
         filters.grad = gradient.clone()
-        settings = OptimSettings(optimizer="muon")
-        optimizer = make_optimizer(nn.ParameterList([filters]), settings, muon_dtype=dtype)
+        optimizer = make_optimizer(layer, OptimSettings(optimizer="muon"), muon_dtype=dtype)
         set_lr(optimizer, 0.1)
         optimizer.step()
         results.append(filters.detach())
@@ -95,8 +122,10 @@ def test_the_relative_size_of_muons_step_is_the_lr_for_any_gradient() -> None:
 
 @pytest.mark.parametrize("together", [False, True])
 def test_muon_trains_weights_that_are_zero_at_first(together: bool) -> None:
-    filters = nn.Parameter(torch.zeros(8, 4, 3, 3))
-    optimizer = make_optimizer(nn.ParameterList([filters]), OptimSettings(optimizer="muon"), fused=together)
+    layer = convolution(torch.zeros(8, 4, 3, 3))
+    filters = layer.weight
+    optimizer = make_optimizer(layer, OptimSettings(optimizer="muon"), fused=together)
+    assert optimizer.param_groups[0]["orthogonal"]
     if together:
         optimizer.found_inf, optimizer.grad_scale = torch.zeros(1), torch.ones(1)
     set_lr(optimizer, 1.0)
