@@ -1,18 +1,23 @@
 """The names that settings have for Python objects: a built-in name, an import path, or `object:` and a digest."""
 
 import copyreg
+import dis
 import functools
 import hashlib
 import inspect
+import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import PurePath
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 OBJECT_PREFIX = "object:"
 CONSTANTS = (str, bytes, int, float, complex, type(None), PurePath)
+PLAIN = (*CONSTANTS, Mapping, list, tuple, set, frozenset, functools.partial)
+CODE = (FunctionType, type)
 
 
 def name_of(component: Any) -> str:
@@ -59,6 +64,9 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     if isinstance(value, CONSTANTS):
         yield f"{value!r};".encode()
         return
+    if isinstance(value, ModuleType | logging.Logger):  # both lead to everything else in the process
+        yield f"{value.__name__ if isinstance(value, ModuleType) else value.name};".encode()
+        return
     path = _import_path(value)
     if path or id(value) in seen:
         yield f"{path or 'seen'};".encode()
@@ -99,19 +107,34 @@ def _class_parts(kind: type, seen: dict[int, Any]) -> Iterator[bytes]:
         member = getattr(value, "__func__", None) or getattr(value, "fget", None) or value  # of methods, properties
         if isinstance(member, FunctionType):
             yield from _function_parts(member, seen)
-        elif isinstance(member, CONSTANTS) and not name.startswith("__"):
-            yield f"{name}={member!r};".encode()
+        elif _is_plain_value(member) and not name.startswith("__"):
+            yield from (name.encode(), *_parts(member, seen))
 
 
 def _function_parts(function: FunctionType, seen: dict[int, Any]) -> Iterator[bytes]:
-    """Yield the source of a function and the values that it uses; of global ones constants and code only."""
+    """Yield the source of a function and the values that it uses: defaults, enclosed variables, global values."""
     yield _source(function)
-    try:
-        used = inspect.getclosurevars(function)
-    except ValueError:  # an enclosed variable has no value yet
-        return
-    of_module = {key: item for key, item in used.globals.items() if isinstance(item, (*CONSTANTS, FunctionType, type))}
-    yield from _parts([function.__defaults__, function.__kwdefaults__, used.nonlocals, of_module], seen)
+    enclosed = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # it has no value yet
+            enclosed[name] = cell.cell_contents
+    found = {name: function.__globals__.get(name) for name in _global_names(function.__code__)}
+    of_module = {name: item for name, item in found.items() if _is_plain_value(item) or isinstance(item, CODE)}
+    yield from _parts([function.__defaults__, function.__kwdefaults__, enclosed, of_module], seen)
+
+
+def _global_names(code: CodeType) -> set[str]:
+    """Return the names of the global variables that a function, and the functions inside it, read."""
+    inner = [_global_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    own = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*inner)
+
+
+def _is_plain_value(value: Any) -> bool:
+    """Return whether a value is data: other objects of a module may change without being used to compute anything."""
+    if isinstance(value, PLAIN):
+        return True
+    return not inspect.isclass(value) and (hasattr(value, "dtype") or hasattr(value, "named_modules"))
 
 
 def _model_parts(model: Any, seen: dict[int, Any]) -> Iterator[bytes]:
@@ -140,10 +163,18 @@ def _object_parts(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     """Yield class and attributes of any other object, and its text, which has those of compiled classes."""
     slots = copyreg._slotnames(type(value))  # type: ignore[attr-defined]  # as pickle finds them
     attributes = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
-    changing = value.state_dict() if hasattr(value, "state_dict") else {}
+    changing = _keys_of_state(value)
     yield from _parts([type(value), {key: item for key, item in attributes.items() if key not in changing}], seen)
     if not attributes:
         yield re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value)).encode()
+
+
+def _keys_of_state(value: Any) -> set[Any]:
+    """Return the keys of an object's `state_dict`; none if it has none, or none before the training starts."""
+    try:
+        return set(value.state_dict())
+    except Exception:  # it may need what its `on_fit_start` makes
+        return set()
 
 
 def _source(code: Any) -> bytes:

@@ -45,11 +45,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def output_of(option: str, path: Path) -> Iterator[None]:
+def output_of(option: str | None, path: Path) -> Iterator[None]:
     """Context of writing to a place that a user may choose, whose OSError becomes one line.
 
     Args:
-        option: Name of the option that chooses the place, such as `run_dir`.
+        option: Name of the option that chooses the place, such as `run_dir`; None: there is none.
         path: The file or folder.
 
     Raises:
@@ -62,6 +62,8 @@ def output_of(option: str, path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutOfResourcesError(f"{path}: cannot be written ({reason}); free some disk space") from None
+        if option is None:
+            raise SettingsError(f"{path}: cannot be written ({reason}); make it writable") from None
         raise SettingsError(
             f"{option}: {path} cannot be written ({reason}); give another --{option.replace('_', '-')}"
         ) from None

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from cifar10_accel.errors import SettingsError, UserError
 from cifar10_accel.formatting import format_value
 
 PR_SET_PDEATHSIG = 1
+START_MARK = "--- started"  # the line before the output of each start in a log
 GRACE_SECONDS = 25.0  # for a checkpoint; torchrun allows its processes 30
 
 
@@ -52,10 +54,12 @@ def running(command: Sequence[str], *, log: Path, environment: Mapping[str, str]
 
     Args:
         command: The argv.
-        log: File that standard output and standard error are appended to.
+        log: File that standard output and standard error are appended to, after a line with the time.
         environment: Variables to set or replace.
     """
     with log.open("a") as output:
+        output.write(f"{START_MARK} {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        output.flush()
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -117,16 +121,34 @@ def require_success(process: "subprocess.Popen[str]", *, log: Path, doing: str) 
     """Raise `UserError` with the error message and exit code of an ended process, unless its exit code is 0."""
     if process.returncode == 0:
         return
-    error = UserError(f"{doing} failed: {last_error_line(log)} (its whole output: {log})")
+    error = UserError(f"{doing} failed: {why_failed(process.returncode, log)} (its whole output: {log})")
     error.exit_code = process.returncode if process.returncode > 0 else 1
     raise error
 
 
-def last_error_line(log: Path) -> str:
-    """Return the line of a log that explains the failure of its process: the last `error:` line, else the last one."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def why_failed(exit_code: int, log: Path) -> str:
+    """Return why a command that `running` has started failed, as one line.
+
+    Args:
+        exit_code: Of the process; negative: the signal that ended it.
+        log: Its output; only the part since its last start counts.
+
+    Returns:
+        The last `error:` line, else the signal, else the last line.
+    """
+    lines: list[str] = []
+    for line in log.read_text(errors="replace").splitlines():
+        if line.startswith(START_MARK):
+            lines.clear()
+        elif line.strip():
+            lines.append(line.strip())
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["no output"])[-1]
+    if errors:
+        return errors[-1]
+    if exit_code < 0:
+        hint = ", perhaps because memory ran out" if -exit_code == signal.SIGKILL else ""
+        return f"ended by {signal.Signals(-exit_code).name}{hint}"
+    return lines[-1] if lines else f"no output, exit code {exit_code}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from cifar10_accel.components import named_objects
-from cifar10_accel.data.dataset import Dataset
-from cifar10_accel.errors import OutOfResourcesError, Preempted
+from cifar10_accel.data.dataset import Dataset, images_digest
+from cifar10_accel.errors import OutOfResourcesError, Preempted, SettingsError
 from cifar10_accel.formatting import dataset_title, format_seconds
 from cifar10_accel.runs import checkpoint
 from cifar10_accel.runs.run_folder import RunFolder, environment
@@ -94,6 +94,11 @@ def _train(settings: Settings) -> Path:
             state.restore(saved, source=newest)
             recorder.restore(saved.training["dynamics"], folder.dynamics, num_epochs=state.step // steps_per_epoch)
             logger.info("resuming from %s", newest)
+        if state.step > last_step:
+            raise SettingsError(
+                f"max_steps: {settings.max_steps}, but {folder.path} has been trained for {state.step} steps; "
+                "give another --run-name"
+            )
     stop_step = state.step if callbacks.stop_reason else last_step  # stopped early before
     if run_on_main(accelerator, folder.is_finished) and state.step >= stop_step:
         logger.info("%s is finished: nothing to train (give another --run-name to train again)", folder.path)
@@ -151,8 +156,9 @@ def _open_metrics_logger(setup: RunSetup, folder: RunFolder, *, resume_step: int
     """Record the environment, say what is trained, and return the logger of its metrics."""
     accelerator, settings = setup.accelerator, setup.settings
     launched = launch_info(accelerator)
-    images = setup.dataset.image_format.to_json()
-    recorded = environment() | launched | {"classes": setup.dataset.class_names, "images": images}
+    dataset = setup.dataset
+    facts = {"classes": dataset.class_names, "images": dataset.image_format.to_json()}
+    recorded = environment() | launched | facts | {"test_images": images_digest(dataset.test)}
     if accelerator.is_main_process:
         first_start = folder.read_json("environment.json").get("date") if resume_step else None
         folder.write_json("environment.json", recorded | ({"date": first_start} if first_start else {}))
@@ -161,7 +167,7 @@ def _open_metrics_logger(setup: RunSetup, folder: RunFolder, *, resume_step: int
         start_step=resume_step,
         stop_step=stop_step,
         num_epochs=settings.epochs,
-        has_val=setup.dataset.val is not None,
+        has_val=dataset.val is not None,
     )
     launch = ", ".join(f"{name} {value}" for name, value in launched.items())
     progress.print(f"{settings.model} on {dataset_title(settings.dataset)}; {launch}; run folder {folder.path}")

@@ -54,6 +54,26 @@ def test_every_public_name_exists_and_has_a_docstring() -> None:
         cifar10_accel.Setings  # noqa: B018
 
 
+class Closed:
+    """A callback whose attributes cannot be read."""
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise OSError("closed")
+
+    def on_fit_end(self, context: Any) -> None:
+        """Nothing."""
+
+
+def test_callbacks_that_cannot_be_named_are_one_line() -> None:
+    with pytest.raises(SettingsError, match="callbacks: a Closed; give a list of callbacks"):
+        fit(Settings(**SMALL), callbacks=Closed())
+    with pytest.raises(SettingsError, match="callbacks: a NoneType; give a list"):
+        fit(Settings(**SMALL), callbacks=None)
+    with pytest.raises(InputError, match=r"callbacks: reading a Closed raised OSError \(closed\)"):
+        fit(Settings(**SMALL), callbacks=[Closed()])
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="precisions of a CPU")
 def test_three_runs_with_other_models_and_precisions(tmp_path: Path) -> None:
     torch.manual_seed(3)
@@ -79,6 +99,17 @@ def test_three_runs_with_other_models_and_precisions(tmp_path: Path) -> None:
             assert (run.model(normalised).argmax(1).numpy() == probabilities.argmax(1)).all()
         assert run.summary["test/accuracy"] == stored.accuracy()
         assert repr(run).startswith(f"Run('{run.path}', test accuracy")
+
+
+def test_any_number_of_images_is_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fit(Settings(**SMALL, run_dir=tmp_path / "run"))
+    pixels = np.random.default_rng(0).integers(0, 255, (7, 32, 32, 3), np.uint8)
+    expected = run.predict(pixels)
+    monkeypatch.setattr("cifar10_accel.training.run.PREDICTED_AT_ONCE", 3)
+    np.testing.assert_allclose(run.predict(pixels), expected, rtol=1e-5)
+    assert run.predict(pixels[:0]).shape == (0, 10)
+    with pytest.raises(InputError, match="predict: no images"):
+        run.predict([])
 
 
 def test_the_process_is_left_as_it_was(tmp_path: Path) -> None:

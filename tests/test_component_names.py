@@ -1,5 +1,6 @@
 """Names of Python objects in settings: equal for equal objects, in every process, and different for others."""
 
+import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -90,7 +91,65 @@ def _made_by_exec(value: int) -> Any:
     return found["scaled"]
 
 
+def _run(code: str, **values: Any) -> Any:
+    found: dict[str, Any] = {"__name__": "__main__"} | values
+    exec(code, found)
+    return found["made"]
+
+
+def _uses_a_library(value: int) -> Any:
+    import torch.nn.functional as F
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=value / 10)
+
+    return loss
+
+
+def _logs(value: int) -> Any:
+    made = _Adjustable(value)
+    made.log = logging.getLogger("a callback")  # type: ignore[attr-defined]
+    return made
+
+
+def _class_with_a_list(value: int) -> Any:
+    class Scaled:
+        factors = (1, [value])
+
+    return Scaled
+
+
+class _Late:
+    """Its state is made when the training starts."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def on_fit_start(self, context: Any) -> None:
+        self.best = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self.best}
+
+
+class _Stateless(_Late):
+    def state_dict(self) -> None:  # type: ignore[override]
+        return None
+
+
 MAKERS = [
+    _uses_a_library,
+    _logs,
+    _class_with_a_list,
+    _Late,
+    _Stateless,
+    lambda value: _run("def made(x): return x * factors[0]", factors=[value]),
+    lambda value: _run("def made(x): return x * factors['a']", factors={"a": (value,)}),
+    lambda value: _run("def made(x): return [y * factor for y in x]", factor=value),
+    lambda value: _run("def made(x): return (lambda y: y * factor)(x)", factor=value),
+    lambda value: _run("def made(x, y): return loss(x, y)", loss=nn.CrossEntropyLoss(label_smoothing=value / 10)),
+    lambda value: _run("def made(x): return weights * x", weights=torch.tensor([1.0, value])),
+    lambda value: _run("def made(x): return scale(x)", scale=partial(_scale, factor=value)),
     _model,
     _data,
     _Adjustable,
@@ -130,6 +189,15 @@ def test_what_changes_in_training_is_not_part_of_a_name() -> None:
     assert name_of(callback) == name != name_of(EarlyStopping(patience=4))
     model = _model(0)
     assert name_of(model.eval()) == name_of(model.train())
+
+
+def test_what_others_do_is_not_part_of_a_name() -> None:
+    callback, function = _logs(1), _run("def made(x): return x.log(other)", log=[1], other=object())
+    names = name_of(callback), name_of(function)
+    logging.getLogger("of another library").isEnabledFor(logging.DEBUG)
+    function.__globals__["log"] = [2]  # an attribute of x has the same name
+    function.__globals__["unused"] = 3
+    assert (name_of(callback), name_of(function)) == names
 
 
 def test_a_name_is_the_same_in_another_process() -> None:

@@ -20,7 +20,7 @@ import torch
 from benchmarks.gpu.check_list import Check, list_checks
 from benchmarks.gpu.session import Session, read_json, write_json
 from cifar10_accel.errors import UserError
-from cifar10_accel.subprocesses import last_error_line, python_command, running
+from cifar10_accel.subprocesses import python_command, running, why_failed
 
 LIMIT_SECONDS = 240.0  # for one check
 POLL_SECONDS = 0.1
@@ -128,8 +128,8 @@ def _outcome(session: Session, name: str, child: _Child, seconds: float) -> str:
         return "missing"
     if not result:
         log = session.folder("checks") / f"{name}.log"
-        said = last_error_line(log if log.exists() else child.log)
-        line = f"its process ended, exit code {child.process.returncode}: {said}"
+        code = child.process.returncode
+        line = f"its process ended, exit code {code}: {why_failed(code, log if log.exists() else child.log)}"
         result = {"outcome": "FAIL", "seconds": seconds, "line": line}
         write_json(_result(session, name), result)
     click.echo(f"{result['outcome']} {name} ({result['seconds']:.0f} s) {result['line'][:WIDTH]}")

@@ -7,6 +7,7 @@
 import functools
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -44,7 +45,7 @@ def settings_options(command: Callable[..., R]) -> Callable[..., R]:
 
 
 def handle_user_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Decorator that turns a `UserError` into its message on stderr and its exit code, without a traceback."""
+    """Decorator that turns a `UserError` and Ctrl-C into a message on stderr and an exit code, without a traceback."""
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -59,6 +60,10 @@ def handle_user_errors(command: Callable[P, R]) -> Callable[P, R]:
                 for line in str(error).splitlines():
                     click.secho(f"error: {line}", fg="red", err=True)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:  # outside the training loop, which saves first
+            if is_main_rank():
+                click.secho("stopped by Ctrl-C", fg="yellow", err=True)
+            sys.exit(128 + signal.SIGINT)
         except RuntimeError as error:
             lost = _lost_peer(error)
             if lost is None:

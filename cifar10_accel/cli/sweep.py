@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from cifar10_accel.cli.flags import handle_user_errors, require_installed
 from cifar10_accel.cli.parameters import OUT, PATH
-from cifar10_accel.errors import UserError
+from cifar10_accel.errors import InputError, UserError
 from cifar10_accel.files import output_of
 from cifar10_accel.runs.trial import Parameter, Rerun, SweepView
 
@@ -83,13 +83,15 @@ def run(
 @STORAGE
 @handle_user_errors
 def report(folder: Path, storage: str | None) -> None:
-    if not folder.exists() and len(folder.parts) == 3 and not folder.is_absolute():
+    if not folder.parent.exists() and len(folder.parts) == 3 and not folder.is_absolute():
         from cifar10_accel.sweep.wandb_pull import pull
 
         _write_results(pull(str(folder)), SWEEPS / folder.name, constants=None)
         return
     from cifar10_accel.sweep.file import read_sweep
 
+    if not (folder / "sweep.yaml").exists():
+        raise InputError(f"{folder}: no sweep.yaml there; give the folder of a sweep, or ENTITY/PROJECT/ID of W&B")
     plan = read_sweep(folder / "sweep.yaml")
     require_installed("optuna", command="sweep", extra="sweep")
     from cifar10_accel.sweep.search import read_trials
@@ -124,5 +126,5 @@ def _write_page(view: SweepView, path: Path, rerun: Rerun | None) -> None:
         from cifar10_accel.sweep.importance import importance_of
 
         shares = importance_of(view.trials, view.goal)
-    with output_of("dir", path):
+    with output_of(None, path):
         write_sweep_page(path, view, importance=shares, importance_note=method, rerun=rerun)

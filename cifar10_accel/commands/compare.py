@@ -11,7 +11,8 @@ import numpy as np
 from rich.table import Table
 
 from cifar10_accel.commands.statistics import SampleStats, mcnemar
-from cifar10_accel.errors import InputError, OutOfResourcesError, UserError
+from cifar10_accel.errors import InputError, UserError
+from cifar10_accel.files import output_of
 from cifar10_accel.formatting import dataset_title, format_p_value, format_seconds, format_value
 from cifar10_accel.report.compare_page import ComparedRun, Comparison, letter, write_compare_page
 from cifar10_accel.runs.predictions import Predictions, changes
@@ -32,7 +33,8 @@ def compare(paths: Sequence[Path], *, out: Path, data_dir: Path | None = None) -
 
     Raises:
         InputError: A folder is no run, has no predictions, or was tested on another set than the first.
-        OutOfResourcesError: The page cannot be written.
+        OutOfResourcesError: The disk is full.
+        SettingsError: The page cannot be written for another reason.
     """
     runs = [SavedRun.load(path, data_dir=data_dir) for path in paths]
     tests = [_predictions(run) for run in runs]
@@ -44,10 +46,8 @@ def compare(paths: Sequence[Path], *, out: Path, data_dir: Path | None = None) -
             images = runs[0].dataset().test.images
         except UserError as error:
             comparison = replace(comparison, missing=(*comparison.missing, f"no pictures: {error}"))
-    try:
+    with output_of("out", out):
         write_compare_page(out, comparison, images)
-    except OSError as error:
-        raise OutOfResourcesError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
     return comparison
 
 
@@ -129,8 +129,11 @@ def _difference(first: SavedRun, wanted: Predictions, other: SavedRun, found: Pr
     for what, one, another in facts:
         if one != another:
             return f"{what}: {one} and {another}"
-    same_labels = np.array_equal(wanted.index, found.index) and np.array_equal(wanted.label, found.label)
-    return "" if same_labels else "the images have other classes"
+    if not (np.array_equal(wanted.index, found.index) and np.array_equal(wanted.label, found.label)):
+        return "the images have other classes"
+    digests = {run.environment.get("test_images") for run in (first, other)} - {None}  # early versions have none
+    is_own = first.settings.is_own_dataset
+    return "the images of the same classes are others" if is_own and len(digests) > 1 else ""
 
 
 def _unpaired_reason(first: SavedRun, second: SavedRun) -> str:

@@ -20,7 +20,8 @@ from PIL import Image
 from rich.table import Table
 
 from cifar10_accel.data.image_files import ImageFile, load_image
-from cifar10_accel.errors import InputError, OutOfResourcesError
+from cifar10_accel.errors import InputError
+from cifar10_accel.files import output_of
 from cifar10_accel.models.classifier import Classifier
 from cifar10_accel.models.grad_cam import heat_maps, overlay
 
@@ -61,7 +62,8 @@ def predict(source: Path, paths: Sequence[Path], *, top: int, overlays: Path | N
 
     Raises:
         InputError: `source` is not a run, or a folder or pattern has no images.
-        OutOfResourcesError: The pictures cannot be written.
+        OutOfResourcesError: The disk is full.
+        SettingsError: The pictures cannot be written for another reason.
     """
     files = find_images(paths)
     model = Classifier.from_run(source)
@@ -193,13 +195,11 @@ def _write_overlays(model: Classifier, images: dict[Path, ImageFile], names: lis
     inputs = torch.from_numpy(np.stack([image.pixels for image in images.values()])).permute(0, 3, 1, 2) / 255
     chosen = torch.tensor([model.class_names.index(name) for name in names])
     heats = heat_maps(model, inputs, chosen)
-    try:
+    with output_of("grad_cam", folder):
         folder.mkdir(parents=True, exist_ok=True)
         for (path, image), name, heat in zip(images.items(), names, heats, strict=True):
             both = np.concatenate([enlarged(image.pixels), with_heat_map(image.pixels, heat)], axis=1)
             Image.fromarray(both).save(_free_name(folder, f"{path.stem}-{name.replace('/', '-')}"))
-    except OSError as error:
-        raise OutOfResourcesError(f"{folder}: cannot be written ({error.strerror}); give another folder") from None
 
 
 def _free_name(folder: Path, stem: str) -> Path:

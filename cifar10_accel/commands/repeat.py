@@ -56,7 +56,7 @@ class SeedRun:
             if wanted[name] in ("auto", None):
                 del wanted[name]
         trained = found.weight_affecting()
-        return found.max_steps == self.settings.max_steps and all(trained[name] == wanted[name] for name in wanted)
+        return found.max_steps == self.settings.max_steps and all(trained.get(name) == wanted[name] for name in wanted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +112,14 @@ def repeat(
         name, runs = plan(dict(flags), num_seeds=num_seeds, against=recipe)
         names.append(name)
         groups.append(runs)
-    metric = _metric([group[0].settings for group in groups])
     if against:
         _require_comparable(groups[0][0], groups[1][0], against)
     pending = [run for pair in zip(*groups, strict=True) for run in pair if not run.is_done()]
     echo(f"{len(pending)} of {num_seeds * len(groups)} runs to train")
     train_all(pending, split_machine(num_workers, num_processes=1), echo=echo)
+    runs = [run for group in groups for run in group]
+    _require_equal_images(runs)
+    metric = _metric(runs)
     result = _result(metric, [_collect(name, runs, metric) for name, runs in zip(names, groups, strict=True)])
     write(result, groups[0][0].folder.path.parent / "repeat.json")
     return result
@@ -193,7 +195,7 @@ def summary_lines(result: RepeatResult) -> list[str]:
     if result.metric.startswith("test"):
         lines.append(f"{result.metric} of {images}: for final results; to choose between settings give --val-size")
     else:
-        lines.append(f"{result.metric} of {images}, on each seed's own hold-out")
+        lines.append(f"{result.metric} of {images}, on the hold-out of each run")
     return lines
 
 
@@ -225,12 +227,10 @@ def _log(run: SeedRun) -> Path:
     return run.folder.path.with_suffix(".log")
 
 
-def _metric(settings: Sequence[Settings]) -> str:
-    """Return the metric that the runs are compared by: of the hold-out if there is one."""
-    sizes = {each.val_size for each in settings}
-    if len(sizes) > 1:
-        raise SettingsError(f"val_size: {' and '.join(map(str, sorted(sizes)))} differ; give one --val-size for both")
-    return "val/accuracy" if sizes != {0} else "test/accuracy"
+def _metric(runs: Sequence[SeedRun]) -> str:
+    """Return the metric that finished runs are compared by: of the hold-out if all have one."""
+    has_val = all("val/accuracy" in run.folder.read_json("summary.json") for run in runs)
+    return "val/accuracy" if has_val else "test/accuracy"
 
 
 def _require_comparable(run: SeedRun, other: SeedRun, against: str) -> None:
@@ -239,6 +239,8 @@ def _require_comparable(run: SeedRun, other: SeedRun, against: str) -> None:
     same_settings = (one.fingerprint(), one.max_steps) == (another.fingerprint(), another.max_steps)
     if same_settings or run.folder.path == other.folder.path:
         raise SettingsError(f"against: {against!r} resolves to the same settings; give another recipe")
+    if one.val_size != another.val_size:
+        raise SettingsError(f"val_size: {one.val_size} and {another.val_size} differ; give one --val-size for both")
     if _is_elsewhere(one, another):
         raise SettingsError(f"data_dir: {one.data_dir} and {another.data_dir} differ; give one --data-dir for both")
 
@@ -255,6 +257,19 @@ def _collect(name: str, runs: Sequence[SeedRun], metric: str) -> RecipeResult:
     if len(datasets) > 1:
         raise SettingsError(f"dataset: the runs of {name} have {' and '.join(sorted(datasets))}; give one --dataset")
     return RecipeResult(name=name, dataset=datasets.pop(), values=values, spread=SampleStats.of(list(values.values())))
+
+
+def _require_equal_images(runs: Sequence[SeedRun]) -> None:
+    """Raise `SettingsError` if the images of a folder have changed between the runs."""
+    for name in ("classes", "images", "test_images"):  # early versions have recorded fewer of them
+        facts = {run.folder.path: run.folder.read_json("environment.json").get(name) for run in runs}
+        known = [(path, fact) for path, fact in facts.items() if fact is not None]
+        for path, fact in known if runs[0].folder.settings().dataset == "folder" else []:
+            if fact != known[0][1]:
+                raise SettingsError(
+                    f"dataset: {path} was trained on other images than {known[0][0]}; "
+                    "give another --run-name to train all of them anew"
+                )
 
 
 def _result(metric: str, recipes: Sequence[RecipeResult]) -> RepeatResult:

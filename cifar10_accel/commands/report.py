@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar10_accel.errors import OutOfResourcesError, UserError
+from cifar10_accel.errors import UserError
+from cifar10_accel.files import output_of
 from cifar10_accel.report.grad_cam import GradCamGallery
 from cifar10_accel.report.images import most_confident_mistakes
 from cifar10_accel.report.run_page import PageImages, write_run_page
@@ -30,7 +31,8 @@ def report(path: Path, *, grad_cam: bool = False, data_dir: Path | None = None) 
 
     Raises:
         InputError: `path` is not a run folder.
-        OutOfResourcesError: The page cannot be written.
+        OutOfResourcesError: The disk is full.
+        SettingsError: The page cannot be written for another reason.
     """
     run, images = SavedRun.load(path, data_dir=data_dir), PageImages()
     if run.test is not None or run.dynamics is not None:
@@ -38,12 +40,8 @@ def report(path: Path, *, grad_cam: bool = False, data_dir: Path | None = None) 
             images = _page_images(run, grad_cam=grad_cam)
         except UserError as error:
             run = replace(run, missing=(*run.missing, f"no pictures: {error}"))
-    try:
+    with output_of(None, run.folder.report):
         write_run_page(run.folder.report, run, images)
-    except OSError as error:
-        raise OutOfResourcesError(
-            f"{run.folder.report}: cannot be written ({error.strerror}); free some disk space"
-        ) from None
     return run.folder.report
 
 

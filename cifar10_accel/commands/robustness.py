@@ -1,5 +1,6 @@
 """Evaluate a trained model on corrupted test images, by kind of corruption, severity and class."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.table import Table
 from cifar10_accel.commands.evaluate import LoadedRun, load_trained_run
 from cifar10_accel.data.corruptions import CORRUPTIONS, corrupt
 from cifar10_accel.data.dataset import Split
-from cifar10_accel.errors import OutOfResourcesError
+from cifar10_accel.files import output_of, write_text
 from cifar10_accel.formatting import dataset_title
 from cifar10_accel.runs.run_folder import locate_checkpoint
 from cifar10_accel.tracking.progress import track
@@ -35,8 +36,11 @@ def robustness(source: Path, *, num_images: int | None, seed: int, overrides: di
     """
     run = load_trained_run(source, overrides=overrides)
     split = _subset(run.setup.dataset.test, num_images)
+    accelerator = run.setup.accelerator
+    # Before the evaluation, so that a folder that cannot be written costs no time.
+    run_on_main(accelerator, lambda: _write_examples(split, run.folder.path / "robustness.png", seed=seed))
     clean = _errors(run, split)
-    is_main = run.setup.accelerator.is_main_process
+    is_main = accelerator.is_main_process
     found = {
         name: _corrupted(run, split, name, seed=seed)
         for name in track(CORRUPTIONS, "corruptions", num_steps=len(CORRUPTIONS), is_main=is_main)
@@ -54,7 +58,7 @@ def robustness(source: Path, *, num_images: int | None, seed: int, overrides: di
         "mean_corruption_error": float(np.mean([kind["error"] for kind in found.values()])),
         "class_mean_corruption_error": by_class.tolist(),
     }
-    run_on_main(run.setup.accelerator, lambda: _write(run, split, result, seed=seed))
+    run_on_main(accelerator, lambda: _write_result(result, run.folder.path / "robustness.json"))
     return result
 
 
@@ -128,16 +132,18 @@ def _corrupted(run: LoadedRun, split: Split, name: str, *, seed: int) -> dict[st
     }
 
 
-def _write(run: LoadedRun, split: Split, result: Result, *, seed: int) -> None:
-    """Write robustness.json and robustness.png: the first image, a row per corruption, a column per severity."""
+def _write_examples(split: Split, path: Path, *, seed: int) -> None:
+    """Write a picture of the first image: a row per corruption, a column per severity."""
     tiles = [
         [corrupt(split.images[:1], name, strength, seed=seed)[0] for strength in kind.strengths]
         for name, kind in CORRUPTIONS.items()
     ]
     sheet = np.concatenate([np.concatenate(row, axis=1) for row in tiles], axis=0)
     rgb = sheet if sheet.shape[2] == 3 else sheet.repeat(3, axis=2)
-    try:
-        Image.fromarray(rgb).save(run.folder.path / "robustness.png")
-        run.folder.write_json("robustness.json", result)
-    except OSError as error:
-        raise OutOfResourcesError(f"{run.folder.path}: cannot be written ({error.strerror}); make room") from None
+    with output_of(None, path):
+        Image.fromarray(rgb).save(path)
+
+
+def _write_result(result: Result, path: Path) -> None:
+    with output_of(None, path):
+        write_text(path, json.dumps(result, indent=1) + "\n")

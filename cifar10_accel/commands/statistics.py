@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from scipy import stats  # type: ignore[import-untyped]
 
 CONFIDENCE = 0.95
+POWER = 0.8  # probability that a real difference is seen
 FEW = 5  # below this many seeds the interval depends strongly on the values being normally distributed
 
 
@@ -76,15 +77,18 @@ def verdict(difference: SampleStats) -> str:
     if difference.low <= 0 <= difference.high:
         needed = _seeds_needed(difference)
         line = f"difference {points}, {interval}: too few seeds to distinguish it from chance"
-        return line + (f" (about {needed} would be enough if it is real)" if needed else "")
+        return line + (f" (about {needed} would show it in four of five cases if it is real)" if needed else "")
     few = f"; with {difference.num} seeds only if accuracies are normally distributed" if difference.num < FEW else ""
     return f"difference {points}, {interval}: more than chance{few}"
 
 
 def _seeds_needed(difference: SampleStats) -> int | None:
-    """Return the number of seeds whose interval excludes zero at this mean and sd; None if it is more than 1,000."""
+    """Return the number of seeds whose interval excludes zero with a probability of POWER at this mean and sd.
+
+    The usual approximation by Student's t; None if it is more than 1,000.
+    """
     for num in range(difference.num + 1, 1001):
-        half = difference.sd / math.sqrt(num) * float(stats.t.ppf((1 + CONFIDENCE) / 2, num - 1))
-        if half < abs(difference.mean):
+        quantiles = float(stats.t.ppf((1 + CONFIDENCE) / 2, num - 1) + stats.t.ppf(POWER, num - 1))
+        if quantiles * difference.sd / math.sqrt(num) < abs(difference.mean):
             return num
     return None

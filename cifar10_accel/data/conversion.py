@@ -69,7 +69,10 @@ def _read(part: Any, where: str) -> Part:
         labels.append(label)
     shapes = sorted({image.shape for image in images})
     if len(shapes) > 1:
-        raise InputError(f"dataset {where}: images have several shapes ({shapes[0]}, {shapes[-1]}); resize them to one")
+        raise InputError(
+            f"dataset {where}: images have several shapes ({shapes[0]}, {shapes[-1]}); resize them to one, and convert "
+            "them to RGB if some are grayscale"
+        )
     return np.stack(images), np.array(labels)
 
 

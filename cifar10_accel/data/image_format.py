@@ -1,5 +1,6 @@
 """Shape and normalisation of a data set's images: what a model is built for and what an export must know."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,9 +22,12 @@ class ImageFormat:
     @classmethod
     def measure(cls, images: npt.NDArray[np.uint8]) -> "ImageFormat":
         """Return the format of images (N, H, W, C), with mean and standard deviation over all their pixels."""
-        # By histograms: exact, and no float copy of the images.
+        # By histograms of parts: exact, and no copy of all images, of which `bincount` would make one of 64 bits.
         values = np.arange(256) / 255
-        counts = [np.bincount(images[..., channel].reshape(-1), minlength=256) for channel in range(images.shape[-1])]
+        counts = np.zeros((images.shape[-1], 256), np.int64)
+        for part in np.array_split(images, math.ceil(len(images) / 1000)):
+            for channel, count in enumerate(counts):
+                count += np.bincount(part[..., channel].ravel(), minlength=256)
         means = [float(np.average(values, weights=count)) for count in counts]
         stds = [
             float(np.sqrt(np.average((values - mean) ** 2, weights=count)))

@@ -66,6 +66,7 @@ class TrainingLoader:
         self.split, self.plan, self.settings = dataset.train, plan, settings
         self.device, self.dtype = device, dtype
         image_format, num_classes = dataset.image_format, len(dataset.class_names)
+        self._image_format = image_format
         self.pipeline = training_pipeline(settings, image_format, num_classes=num_classes)
         self.batched_pipeline = lower_if_possible(self.pipeline, settings, image_format)
 
@@ -73,6 +74,19 @@ class TrainingLoader:
     def uses_workers(self) -> bool:
         """True if worker processes make the batches while the model computes."""
         return self.batched_pipeline is None and self.settings.num_workers > 0
+
+    @property
+    def steps_per_group(self) -> int:
+        """Number of steps whose images are augmented in one call.
+
+        On a CPU one, whose images fit into the caches. On a GPU several, because the cost of launching the kernels does
+        not depend on the number of images: up to 16,384 images of this rank, 200 MB in float32; fewer if they are above
+        32 pixels a side.
+        """
+        if self.device.type == "cpu":
+            return 1
+        num_images = self._image_format.num_in_equal_memory(IMAGES_PER_GROUP)
+        return max(1, num_images // (self.plan.batch_size // self.plan.num_processes))
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each step in start_step .. stop_step - 1, one per accumulation step."""
@@ -84,7 +98,7 @@ class TrainingLoader:
         """Augment whole batches; nothing waits for the device, so the host runs ahead and needs no prefetching."""
         plan, images = self.plan, cached_images(self.split, self.device)
         labels = torch.from_numpy(self.split.labels).to(self.device)
-        for steps in _augmentation_groups(plan, start_step, stop_step, self.device):
+        for steps in _augmentation_groups(plan, start_step, stop_step, self.steps_per_group):
             chosen = torch.from_numpy(np.concatenate([part for step in steps for part in plan.indices(step)]))
             indices = to_device(chosen, self.device)
             keys = image_keys(plan.seed, plan.epoch_of(steps[0]), indices)
@@ -151,24 +165,13 @@ def _log_once(message: str) -> None:
     logger.info(message)
 
 
-def _augmentation_groups(plan: BatchPlan, start_step: int, stop_step: int, device: torch.device) -> Iterator[range]:
-    """Yield groups of steps of one epoch whose images are augmented in one call.
-
-    On a CPU a group is one step, whose images fit into the caches. On a GPU it is several steps, because the cost of
-    launching the kernels does not depend on the number of images: up to 16,384 images of this rank, 200 MB in
-    float32.
-    """
-    size = _steps_per_group(plan, device)
+def _augmentation_groups(plan: BatchPlan, start_step: int, stop_step: int, size: int) -> Iterator[range]:
+    """Yield groups of up to `size` steps of one epoch, whose images are augmented in one call."""
     for epoch in range(plan.epoch_of(start_step), plan.epoch_of(stop_step - 1) + 1):
         first = max(start_step, epoch * plan.steps_per_epoch)
         last = min(stop_step, (epoch + 1) * plan.steps_per_epoch)
         for step in range(first, last, size):
             yield range(step, min(step + size, last))
-
-
-def _steps_per_group(plan: BatchPlan, device: torch.device) -> int:
-    images_per_step = plan.batch_size // plan.num_processes
-    return 1 if device.type == "cpu" else max(1, IMAGES_PER_GROUP // images_per_step)
 
 
 def scaled_down(images: Tensor, size: int) -> Tensor:

@@ -7,6 +7,7 @@ A process killed at any moment leaves either the old set of checkpoints or the n
 no code: safetensors, and `torch.load(weights_only=True)`.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -15,6 +16,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -76,9 +78,12 @@ def save_as(target: Path, data: CheckpointData) -> None:
     temporary = target.with_name(f"{target.name}.tmp")
     try:
         _write(temporary, data)
-        _remove(target)
+        if os.path.lexists(target):  # another process may have its files open, so that it cannot be removed yet
+            target.rename(target.with_name(f"{target.name}.{uuid4().hex[:8]}.tmp"))
         temporary.rename(target)
         _fsync(target.parent)
+        for replaced in target.parent.glob(f"{glob.escape(target.name)}.*.tmp"):
+            _remove(replaced)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of these
         shutil.rmtree(temporary, ignore_errors=True)
         raise OutOfResourcesError(f"{target}: cannot be saved ({error}); free some disk space") from error
@@ -109,7 +114,7 @@ def clean_up(folder: Path) -> Path | None:
     Only the main process of the training that owns the folder may call this.
 
     Raises:
-        InputError: Only damaged checkpoints are left.
+        InputError: Only damaged checkpoints are left, or one cannot be renamed.
     """
     for leftover in folder.glob("*.tmp"):
         _remove(leftover)
@@ -117,7 +122,10 @@ def clean_up(folder: Path) -> Path | None:
     for path in steps[steps.index(valid) + 1 :] if valid is not None else []:
         bad = path.with_suffix(".bad")
         _remove(bad)
-        path.rename(bad)
+        try:
+            path.rename(bad)
+        except OSError as error:  # on all ranks, as a `UserError`
+            raise InputError(f"{path}: damaged, and cannot be renamed ({error.strerror}); remove it") from None
     return valid
 
 

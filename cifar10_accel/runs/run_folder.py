@@ -45,6 +45,7 @@ class RunFolder:
         self.predictions = path / "predictions.npz"
         self.val_predictions = path / "val_predictions.npz"
         self.dynamics = path / "dynamics.npz"
+        self._settings: Settings | None = None  # of the run that `open` was called for
         self.report = path / "report.html"
 
     @classmethod
@@ -89,7 +90,9 @@ class RunFolder:
                 self._write_status("starting", None, "")
             if (self.path / "settings.yaml").exists():
                 self._require_same_run(settings, dataset)
-            self._write("settings.yaml", settings.to_yaml())
+            self._settings = settings
+            if not self.is_finished():  # else those of its results stay, unless it is trained on
+                self._write("settings.yaml", settings.to_yaml())
 
     def settings(self) -> Settings:
         """Return the settings of the run.
@@ -130,8 +133,9 @@ class RunFolder:
         return ImageFormat.from_json(self.read_json("environment.json").get("images", {}))
 
     def recorded_image_format(self) -> ImageFormat | None:
-        """Return the format of a run's images; None if there was no run in the folder before."""
-        return self.image_format() if (self.path / "environment.json").exists() else None
+        """Return the format of the images of the run that continues here; None without a step of it."""
+        has_recorded = self.has_steps() and (self.path / "environment.json").exists()
+        return self.image_format() if has_recorded else None
 
     @contextmanager
     def record_failure(self, *, is_main: bool) -> Iterator[None]:
@@ -163,6 +167,8 @@ class RunFolder:
         with self.record_failure(is_main=is_main):
             if is_main:
                 self._write_status("running", None, "")
+                if self._settings is not None:
+                    self._write("settings.yaml", self._settings.to_yaml())
             yield
             if is_main:
                 self._write_status("finished", 0, "")

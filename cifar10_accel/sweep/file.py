@@ -142,6 +142,11 @@ def _sweep(values: Mapping[str, Any], *, name: str) -> Sweep:
         halving=_halving(values.get("early_terminate")),
         run_cap=None if values.get("run_cap") is None else _count("run_cap", values["run_cap"]),
     )
+    if sweep.halving is not None and sweep.metric.startswith("train/"):
+        raise SettingsError(
+            f"early_terminate: {sweep.metric} has several values an epoch, of a few batches each; give val/accuracy or "
+            "val/loss"
+        )
     _check_search(sweep)
     return sweep
 

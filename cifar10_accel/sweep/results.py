@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from cifar10_accel.errors import SettingsError
-from cifar10_accel.files import read_yaml, write_text
+from cifar10_accel.files import output_of, read_yaml, write_text
 from cifar10_accel.formatting import format_metric, format_seconds, format_short
 from cifar10_accel.recipes import read_recipe
 from cifar10_accel.runs.reproduce import OF_THE_PLACE, launch_words, thread_flags
@@ -46,10 +45,11 @@ def write_results(view: SweepView, folder: Path, *, constants: Mapping[str, Para
         The command that trains best.yaml, from any folder; None if it was not written.
 
     Raises:
-        SettingsError: The folder cannot be written.
+        OutOfResourcesError: The disk is full.
+        SettingsError: The folder cannot be written for another reason.
     """
     best = best_of(view.trials, view.goal)
-    try:
+    with output_of(None, folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "results.csv", as_csv(view))
         if best is None or constants is None:
@@ -57,8 +57,6 @@ def write_results(view: SweepView, folder: Path, *, constants: Mapping[str, Para
         path = folder.resolve() / "best.yaml"
         write_text(path, as_recipe(best, path, metric=view.metric, constants=constants))
         return Rerun(best.number, train_command(best, path))
-    except OSError as error:
-        raise SettingsError(f"{folder}: results cannot be written ({error.strerror}); give another --dir") from None
 
 
 def copy_sweep_file(sweep: Sweep, file: Path, folder: Path) -> None:

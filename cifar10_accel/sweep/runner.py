@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from cifar10_accel.errors import Preempted, UserError
-from cifar10_accel.formatting import format_metric, format_seconds, format_short
+from cifar10_accel.errors import Preempted, SettingsError, UserError
+from cifar10_accel.formatting import error_line, format_metric, format_seconds, format_short
 from cifar10_accel.runs.trial import State, Trial
 from cifar10_accel.signals import StopFlag
 from cifar10_accel.subprocesses import GRACE_SECONDS, MachineShare
+from cifar10_accel.sweep.claimed_trial import ClaimedTrial
 from cifar10_accel.sweep.file import Sweep
 from cifar10_accel.sweep.owners import SILENCE_SECONDS
 from cifar10_accel.sweep.results import best_of
@@ -67,8 +68,15 @@ def run(
             if free and time.monotonic() >= next_look:
                 trial = search.claim(num_trials=num_trials)
                 if trial:
-                    active.append(TrialProcess(trial, sweep, free.pop(0), num_processes=num_processes))
-                    progress.print_start(active[-1])
+                    try:
+                        process = TrialProcess(trial, sweep, free[0], num_processes=num_processes)
+                    except SettingsError as error:  # values between the extreme ones that were checked before
+                        trial.finish("failed", value=None, curve=[], seconds=0.0, reason=error_line(error))
+                        progress.print_refused(trial, error_line(error))
+                        continue
+                    free.remove(process.share)
+                    active.append(process)
+                    progress.print_start(process)
                     continue
                 if not active and not search.is_undecided():
                     return
@@ -125,6 +133,10 @@ class SweepProgress:
         parameters = ", ".join(f"{name} {format_short(value)}" for name, value in process.trial.parameters.items())
         self._print_line(f"trial {process.trial.number} {'continues' if process.resumes else 'starts'}: {parameters}")
 
+    def print_refused(self, trial: ClaimedTrial, reason: str) -> None:
+        """Print that a trial could not start."""
+        self._print_line(f"trial {trial.number} failed: {reason}{self._summary()}")
+
     def print_end(self, process: TrialProcess, state: State) -> None:
         """Print that a trial ended in this state."""
         title = f"trial {process.trial.number} {state}"
@@ -149,7 +161,7 @@ class SweepProgress:
         text = "" if best is None else f"; best {format_metric(self._sweep.metric, best.value)} (trial {best.number})"
         text += f"; {done} of {self._num_trials} done"
         left = self._num_trials - done
-        if left > 0:
+        if left > 0 and self._seconds:
             rounds = left / min(self._num_workers, left)
             text += f", about {format_seconds(rounds * sum(self._seconds) / len(self._seconds))} left"
         return text

@@ -15,7 +15,15 @@ from cifar10_accel.runs.metrics_jsonl import read_metrics
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.runs.trial import Parameter, State
 from cifar10_accel.settings import Settings
-from cifar10_accel.subprocesses import GRACE_SECONDS, MachineShare, end, running, settings_to_flags, training_command
+from cifar10_accel.subprocesses import (
+    GRACE_SECONDS,
+    MachineShare,
+    end,
+    running,
+    settings_to_flags,
+    training_command,
+    why_failed,
+)
 from cifar10_accel.sweep.claimed_trial import ClaimedTrial
 from cifar10_accel.sweep.file import Sweep
 
@@ -104,7 +112,7 @@ class TrialProcess:
         if code in INTERRUPTED or status.get("state") == "preempted":
             return self._close("stopped", "a signal from outside")
         reason = str(status.get("reason") or "") if status.get("state") == "failed" else ""
-        return self._close("failed", reason or self._last_error() or f"exit code {code}")
+        return self._close("failed", reason or why_failed(code, self.trial.folder / LOG))
 
     def _close(self, state: State, reason: str) -> State:
         self.reason = reason.splitlines()[0] if reason else ""
@@ -121,11 +129,6 @@ class TrialProcess:
 
     def _status_time(self) -> int:
         return _modification_time(self._run.path / "status.json")
-
-    def _last_error(self) -> str:
-        """Return the last error line of the training's log; empty if there is none."""
-        lines = (self.trial.folder / LOG).read_text(errors="replace").splitlines()
-        return next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
 
 
 def settings_of(sweep: Sweep, trial: ClaimedTrial, share: MachineShare) -> dict[str, Parameter]:

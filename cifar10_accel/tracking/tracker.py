@@ -124,7 +124,7 @@ class Tracker:
         try:
             self._backend = self._make_backend()
         except ImportError as error:
-            raise LookupError(f"not installed: pip install {self._settings.tracker}") from error
+            raise LookupError(f"not installed: pip install {error.name or self._settings.tracker}") from error
         if self._backend:
             self._accelerator.trackers.append(self._backend.tracker)
 

@@ -66,7 +66,8 @@ class CallbackContext:
         folder = self.run_dir / name
         if name in ("", ".", "..") or Path(name).name != name:
             raise ValueError(f"save_weights needs a plain name for a folder in the run folder, not {name!r}")
-        if folder.exists() and not (folder / MANIFEST).exists():
+        # Elsewhere the folder may be seen while it is replaced; an error of one rank ends all of them.
+        if self.is_main_process and folder.exists() and not (folder / MANIFEST).exists():
             raise ValueError(f"save_weights: {folder} is no checkpoint, so it is not replaced; give another name")
         self.write_weights(name)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cifar10_accel.component_names import name_of
-from cifar10_accel.components import named_objects
+from cifar10_accel.components import named_objects, user_code
 from cifar10_accel.data.image_files import read_image
 from cifar10_accel.errors import InputError, SettingsError, did_you_mean
 from cifar10_accel.models.classifier import Classifier
@@ -19,6 +19,8 @@ from cifar10_accel.runs.metrics_jsonl import read_metrics
 from cifar10_accel.runs.predictions import Predictions
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
+
+PREDICTED_AT_ONCE = 500  # images of at most 32 pixels a side
 
 
 class Components(TypedDict, total=False):
@@ -42,12 +44,14 @@ def with_components(settings: Settings, components: Mapping[str, Any]) -> tuple[
     """Return settings that name the components, and the components by these names.
 
     Raises:
-        SettingsError: There is no such component.
+        SettingsError: There is no such component, or the callbacks are no list.
+        InputError: An object raises when its attributes are read.
     """
     objects: dict[str, Any] = {}
 
-    def named(component: Any) -> str:
-        name = name_of(component)
+    def named(component: Any, setting: str) -> str:
+        with user_code(f"reading a {type(component).__name__}", setting=setting):
+            name = name_of(component)
         if not isinstance(component, str):
             objects[name] = component
         return name
@@ -58,9 +62,12 @@ def with_components(settings: Settings, components: Mapping[str, Any]) -> tuple[
             hint = did_you_mean(setting, list(Components.__annotations__))
             raise SettingsError(f"fit: {setting!r} is no component{hint}; give settings in Settings(...)")
         if setting == "callbacks":
-            names[setting] = tuple(named(callback) for callback in component)
+            if not isinstance(component, list | tuple):
+                raise SettingsError(f"callbacks: a {type(component).__name__}; give a list of callbacks")
+            names[setting] = tuple(named(callback, setting) for callback in component)
         else:
-            names[setting] = (named(component),) if setting == "augment" else named(component)
+            name = named(component, setting)
+            names[setting] = (name,) if setting == "augment" else name
     return settings.replace(**names) if names else settings, objects
 
 
@@ -139,6 +146,8 @@ class Run:
             images = [images]
         if not isinstance(images, np.ndarray):
             files = [read_image(Path(file), image_format.size, channels=image_format.channels) for file in images]
+            if not files:
+                raise InputError("predict: no images")
             images = np.stack(files)
         shape = (image_format.size, image_format.size, image_format.channels)
         pixels = images[None] if images.ndim == 3 else images
@@ -146,8 +155,9 @@ class Run:
             raise InputError(
                 f"predict: images are {images.dtype} {images.shape}, expected uint8 (N, {', '.join(map(str, shape))})"
             )
+        parts = torch.split(torch.from_numpy(pixels), image_format.num_in_equal_memory(PREDICTED_AT_ONCE))
         with torch.inference_mode():
-            return self.classifier.probabilities(torch.from_numpy(pixels)).numpy()
+            return torch.cat([self.classifier.probabilities(part) for part in parts]).numpy()
 
     def __repr__(self) -> str:
         accuracy = self.summary.get("test/accuracy")

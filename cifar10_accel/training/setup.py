@@ -80,5 +80,5 @@ def require_sizes_that_fit(settings: Settings, dataset: Dataset) -> None:
             f"low_res_size: {settings.low_res_size} is not below the {size} pixels a side of the images; "
             "give less, or --low-res-fraction 0"
         )
-    if "cutout" in settings.augment and settings.cutout_size > size:
+    if "cutout" in settings.augment and settings.cutout_size >= size:  # nothing would be left of an image
         raise SettingsError(f"cutout_size: {settings.cutout_size}, but the images have {size} pixels a side; give less")

@@ -10,6 +10,8 @@ import pytest
 from training_commands import REPOSITORY, TINY, flags, run_python
 from trainings import assert_same_bits, started, status_of, wait_for_step
 
+from cifar10_accel.cli.flags import handle_user_errors
+
 TRAIN_COMMANDS = {"command": ("-m", "cifar10_accel", "train"), "module": ("-m", "cifar10_accel.train")}
 LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
 
@@ -32,6 +34,17 @@ def test_booleans_take_every_form(tmp_path: Path) -> None:
     assert run_python("-c", program, "--max_lr=0.1", "--max-lr=0.2", cwd=tmp_path).stdout.endswith(
         "{'max_lr': '0.2'}\n"
     )
+
+
+def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
+    @handle_user_errors
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
 
 
 def test_train_evaluate_and_read_back(tmp_path: Path) -> None:

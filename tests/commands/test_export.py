@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from torch import nn
 from training_commands import TINY
 
 from cifar10_accel.cli import main
 from cifar10_accel.commands.export import command as export_module
 from cifar10_accel.commands.export import files, hub
+from cifar10_accel.data.image_files import read_image
 from cifar10_accel.data.synthetic import CLASS_NAMES
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.models.classifier import Classifier
@@ -234,6 +236,38 @@ def test_transformers_loads_the_folder(
     expected = model.probabilities(torch.from_numpy(pixels)[None])[0]
     for name, probability in zip(model.class_names, expected.tolist(), strict=True):
         assert found[name] == pytest.approx(probability, abs=1e-4)
+    # Of a photo that is no square both take the middle; rounding may differ, and squeezing it would differ by far.
+    waves = np.sin(np.arange(64)[None, :, None] / 5) * np.sin(np.arange(40)[:, None, None] / 7 + np.arange(3))
+    Image.fromarray((127 + 120 * waves).astype(np.uint8)).save("photo.png")
+    found = {entry["label"]: entry["score"] for entry in values["classify"]("photo.png", top_k=99)}
+    expected = model.probabilities(torch.from_numpy(read_image(Path("photo.png"), 32))[None])[0]
+    for name, probability in zip(model.class_names, expected.tolist(), strict=True):
+        assert found[name] == pytest.approx(probability, abs=0.01)
+
+
+class Branching(nn.Module):
+    """A model whose path depends on the values of the images, which cannot be traced."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        means = images.mean(dim=(2, 3))
+        return self.head(means if means.sum() > 0 else -means)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch-export"])
+def test_a_model_that_cannot_be_traced_is_one_line(form: str, tmp_path: Path) -> None:
+    given = {name: value for name, value in TINY.items() if name != "width"} | {"max_steps": 1}
+    fit(Settings(**given, model=f"{__name__}:Branching", run_dir=tmp_path / "run"))
+    done = call("export", tmp_path / "run", "--format", form, "--out", tmp_path / "model")
+    assert done.exit_code == 3, done.output
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))  # torch logs more
+    assert line.startswith(f"error: format: the model cannot be exported to {form} (")
+    assert line.endswith("); give --format safetensors")
+    assert len(line) < 500
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_cards_command_trains_the_same_weights(run_folder: Path, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from training_commands import TINY, flags, run_python
 
-from cifar10_accel.commands.repeat import plan, repeat
+from cifar10_accel.commands.repeat import plan, repeat, summary_lines
 from cifar10_accel.commands.statistics import SampleStats, verdict
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.runs.run_folder import RunFolder
@@ -29,13 +32,13 @@ def test_statistics_equal_those_by_hand() -> None:
 
 def test_the_verdict_without_enough_seeds() -> None:
     assert "one seed: too few" in verdict(SampleStats.of([0.01]))
-    # sd 0.02 around 0.01: t(0.975, n - 1) * 0.02 / sqrt(n) < 0.01 first holds at n = 18 (2.110 * 2 / 4.243 = 0.995)
+    # sd 0.02 around 0.01: (t(0.975, n - 1) + t(0.8, n - 1)) * 2 / sqrt(n) < 1 first holds at n = 34: 2.887 * 2 / 5.831
     text = verdict(SampleStats.of([-0.01, 0.01, 0.03]))
     assert "+1.00 points, 95% interval -3.97 to +5.97: too few seeds" in text  # 4.302653 * 0.02 / sqrt(3)
-    assert "about 18 would be enough" in text
+    assert "about 34 would show it in four of five cases" in text
     assert "more than chance" in verdict(SampleStats.of([0.010, 0.011, 0.012, 0.011, 0.010]))
     assert "only if accuracies are normally" in verdict(SampleStats.of([0.010, 0.011]))
-    assert "would be enough" not in verdict(SampleStats.of([-0.01, 0.01]))  # no difference at all: no number helps
+    assert "would show" not in verdict(SampleStats.of([-0.01, 0.01]))  # no difference at all: no number helps
 
 
 def test_seeds_are_trained_once_and_compared(tmp_path: Path) -> None:
@@ -74,7 +77,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, monkeypatch: pytest.
         run()
     (tmp_path / "other.yaml").write_text("val_size: 20\n")
     without_size = {name: value for name, value in TINY.items() if name != "val_size"} | {"recipe": "other.yaml"}
-    with pytest.raises(SettingsError, match="val_size: 0 and 20 differ"):
+    with pytest.raises(SettingsError, match="val_size: 20 and 0 differ"):
         repeat(without_size, num_seeds=2, against="smoke", num_workers=1, echo=print)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SettingsError, match="starts its own processes"):
@@ -97,6 +100,52 @@ def test_image_folders_are_not_mixed(tmp_path: Path) -> None:
     (tmp_path / "first.yaml").write_text("dataset: folder\ndata_dir: a\nmax_lr: 0.02\n")
     with pytest.raises(SettingsError, match="data_dir: a and b differ"):
         repeat(settings | {"recipe": "first.yaml"}, num_seeds=1, against="other.yaml", num_workers=1, echo=print)
+
+
+def write_folder(folder: Path, *, seed: int) -> None:
+    """Two classes of random images, for training, hold-out and test."""
+    random = np.random.default_rng(seed)
+    for split in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True, exist_ok=True)
+            for number in range(20):
+                pixels = random.integers(0, 255, (16, 16, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+
+
+def run_folder_of(runs: Path) -> Path:
+    """Return the only finished run there."""
+    (summary,) = runs.rglob("summary.json")
+    return summary.parent
+
+
+def test_a_setting_that_the_optimizer_does_not_take_is_another_run(tmp_path: Path) -> None:
+    settings = TINY | {"run_name": "x", "optimizer": "torch.optim:RMSprop"}
+    _, (run,) = plan(settings, num_seeds=1)
+    run.folder.open(run.settings)
+    with run.folder.record_status(is_main=True):
+        pass
+    assert run.is_done()
+    assert not plan(settings | {"momentum": 0.8}, num_seeds=1)[1][0].is_done()
+
+
+def test_a_folder_with_a_hold_out_is_compared_by_it_and_may_not_change(tmp_path: Path) -> None:
+    changes = {"dataset": "folder", "data_dir": tmp_path / "images", "image_size": 16, "max_steps": 2, "batch_size": 20}
+    tiny = {name: value for name, value in TINY.items() if name not in ("synthetic_size", "val_size")} | changes
+    write_folder(tmp_path / "images", seed=0)
+    repeat_it = partial(repeat, tiny, against=None, num_workers=1, echo=print)
+    result = repeat_it(num_seeds=1)
+    summary = RunFolder(run_folder_of(tmp_path / "runs")).read_json("summary.json")
+    assert (result.metric, result.recipe.values) == ("val/accuracy", {0: summary["val/accuracy"]})
+    assert all("--val-size" not in line for line in summary_lines(result))
+    environment = run_folder_of(tmp_path / "runs") / "environment.json"
+    values = json.loads(environment.read_text())
+    del values["test_images"]  # as in a run of an earlier version
+    environment.write_text(json.dumps(values))
+    assert repeat_it(num_seeds=2).recipe.spread.num == 2
+    write_folder(tmp_path / "images", seed=1)
+    with pytest.raises(SettingsError, match=r"seed-2 was trained on other images than .*; give another --run-name"):
+        repeat_it(num_seeds=3)
 
 
 def test_recipes_under_one_run_name_have_folders_of_their_own(tmp_path: Path) -> None:

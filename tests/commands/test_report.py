@@ -1,5 +1,7 @@
 """Pages of a real, tiny run: at its end, written again later, of damaged folders, and compared with other runs."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -54,6 +56,19 @@ def test_the_page_lists_what_is_broken(
     done = report(copy)
     assert done.exit_code == 0, done.output
     assert message in (copy / "report.html").read_text()
+
+
+def test_pages_that_cannot_be_written_are_one_line(run_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_folder, tmp_path / "copy")
+    (copy / "report.html").unlink()
+    (copy / "report.html").mkdir()
+    done = report(copy)
+    assert done.exit_code == 2
+    assert "report.html: cannot be written" in done.stderr
+    assert "make it writable" in done.stderr
+    done = compare(run_folder, run_folder, "--out", copy / "settings.yaml" / "x.html")
+    assert done.exit_code == 2
+    assert re.fullmatch(r"error: out: \S+ cannot be written \(.+\); give another --out\n", done.stderr)
 
 
 def test_a_folder_without_a_run_is_a_one_line_error(tmp_path: Path) -> None:
@@ -120,8 +135,15 @@ def test_runs_that_cannot_be_compared_are_a_one_line_error(run_folder: Path, tmp
     Predictions(made.index[:-1], made.label[:-1], made.probabilities[:-1], made.loss[:-1]).save(
         fewer / "predictions.npz"
     )
+    own = {}
+    for name in "fg":
+        own[name] = other_run(run_folder, target=tmp_path / name, setting=("dataset: synthetic", "dataset: folder"))
+    text = (own["g"] / "environment.json").read_text()
+    digest = json.loads(text)["test_images"]
+    (own["g"] / "environment.json").write_text(text.replace(digest, "0" * 12))
     for runs, code, message in [
         ((run_folder,), 2, "two run folders"),
+        ((own["f"], own["g"]), 3, "(the images of the same classes are others)"),
         ((run_folder, tmp_path), 3, "not a run folder"),
         ((run_folder, other), 3, "tested on another set than"),
         ((run_folder, other), 3, "(the images have other classes)"),

@@ -1,6 +1,8 @@
 """Corrupted images, and the evaluation of a tiny run on them: numbers, files and report."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from training_commands import TINY
 
 from cifar10_accel.cli import main
+from cifar10_accel.commands import robustness as robustness_command
 from cifar10_accel.data.corruptions import CORRUPTIONS, corrupt
 from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.report.robustness import robustness_context
@@ -69,6 +72,18 @@ def test_what_cannot_be_tested_is_one_line(tmp_path: Path) -> None:
     assert done.exit_code == 3
     assert done.stderr.count("\n") == 1
     assert "no checkpoint" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_costs_no_time(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(run_folder, tmp_path / "copy")
+    (copy / "robustness.png").unlink(missing_ok=True)
+    (copy / "robustness.png").mkdir()
+    monkeypatch.setattr(robustness_command, "_errors", lambda *_: pytest.fail("evaluated"))
+    done = call(copy)
+    assert done.exit_code == 2
+    assert re.fullmatch(r"error: \S+robustness\.png: cannot be written \(.+\); make it writable\n", done.stderr)
 
 
 def test_numbers_that_are_broken_are_left_out_of_the_page() -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cifar10_accel.data.conversion import to_dataset
 from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import InputError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
@@ -112,6 +113,14 @@ def test_pictures_of_more_bits_are_scaled_by_their_range(values: np.ndarray[Any,
 def test_pictures_that_are_not_read_are_refused(image: Image.Image, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         to_dataset(([(image, 0)],) * 2, name="own")
+
+
+def test_the_normalisation_of_many_images_is_measured_in_parts() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2345, 8, 8, 3), np.uint8)
+    measured = ImageFormat.measure(images)
+    values = images.reshape(-1, 3) / 255
+    np.testing.assert_allclose(measured.mean, values.mean(axis=0).round(4))
+    np.testing.assert_allclose(measured.std, values.std(axis=0).round(4))
 
 
 def test_greyscale_without_a_channel_axis_and_normalisation_measured_exactly() -> None:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from waiting import Watch
 
-from cifar10_accel.data import loader
 from cifar10_accel.data.batch_plan import BatchPlan, epoch_order
 from cifar10_accel.data.dataset import Dataset, Split
 from cifar10_accel.data.image_format import CIFAR10_IMAGES
@@ -133,10 +132,29 @@ def test_augmenting_several_steps_at_once_changes_nothing(
     """As on a GPU; an epoch has four steps, and a group of steps ends with its epoch."""
     a_plan = plan(num_processes=2, rank=1, grad_accum_steps=2)
     expected = pixels(split, 1, a_plan)
-    monkeypatch.setattr(loader, "_steps_per_group", lambda plan, device: ahead)
+    monkeypatch.setattr(TrainingLoader, "steps_per_group", ahead)
     found = pixels(split, 1, a_plan)
     assert len(found) == len(expected) == 8
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "size", "steps"),
+    [
+        ("cpu", 1, 32, 1),
+        ("cpu", 2, 64, 1),
+        ("cuda", 1, 8, 32),
+        ("cuda", 2, 32, 64),
+        ("cuda", 1, 64, 8),
+        ("cuda", 1, 256, 1),
+    ],
+)
+def test_large_images_are_augmented_fewer_at_once(device: str, processes: int, size: int, steps: int) -> None:
+    images = np.zeros((600, size, size, 1), np.uint8)
+    dataset = Dataset(name="own", train=(images, np.arange(600) % 2), test=(images[:2], np.arange(2)))
+    a_plan = BatchPlan(num_images=600, batch_size=512, grad_accum_steps=1, num_processes=processes, rank=0, seed=0)
+    made = TrainingLoader(dataset, a_plan, Settings(augment="flip"), device=torch.device(device), dtype=torch.float32)
+    assert made.steps_per_group == steps
 
 
 def test_the_training_dtype_is_that_of_the_batches(split: Split) -> None:

@@ -219,6 +219,40 @@ def test_what_cannot_be_removed_is_said_and_stays(
     assert checkpoint.newest(tmp_path) == tmp_path / "step-000003"
 
 
+def test_weights_are_replaced_also_if_the_earlier_ones_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = shutil.rmtree
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists() and not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    for step in (1, 2, 3):
+        checkpoint.save_as(tmp_path / "best", state(step))
+        assert checkpoint.load(tmp_path / "best").step == step
+    assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    checkpoint.save_as(tmp_path / "best", state(4))
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_damaged_one_that_cannot_be_renamed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, state(step), keep=2)
+    (tmp_path / "step-000002" / "model.safetensors").write_bytes(b"")
+
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(
+        InputError, match=r"step-000002: damaged, and cannot be renamed \(Permission denied\); remove it"
+    ):
+        checkpoint.clean_up(tmp_path)
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
 def test_one_that_cannot_be_read_is_not_called_damaged(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

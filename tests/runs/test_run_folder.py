@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from training_commands import TINY
 
 from cifar10_accel.data.dataset import Dataset
+from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import InputError, OutOfResourcesError, Preempted, SettingsError
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
@@ -64,6 +66,29 @@ def test_a_start_on_other_images_of_a_folder_is_refused(tmp_path: Path) -> None:
     start("here", trained)
 
 
+def test_a_start_without_a_step_leaves_no_image_format(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(Settings(**TINY))
+    images = {"size": 16, "channels": 1, "mean": [0.5], "std": [0.25]}
+    folder.write_json("environment.json", {"images": images})
+    assert folder.recorded_image_format() is None
+    folder.metrics.touch()
+    assert folder.recorded_image_format() == ImageFormat(16, 1, (0.5,), (0.25,))
+
+
+def test_a_failure_after_the_end_leaves_the_run_finished(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    for state, code in (("failed", 3), ("finished", 0), ("finished", 0)):
+        folder.open(Settings(**TINY))
+        with suppress(InputError), folder.record_failure(is_main=True):
+            raise InputError("no model")
+        status = folder.read_json("status.json")
+        assert (status["state"], status["exit_code"]) == (state, code)
+        folder.open(Settings(**TINY))  # it was unlocked
+        with folder.record_status(is_main=True):
+            pass
+
+
 def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.open(Settings(**TINY))
@@ -92,11 +117,11 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def test_a_full_disk_is_one_line_and_the_settings_stay(tmp_path: Path, full_disk: Callable[[], None]) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.open(Settings(**TINY))
-    with folder.record_status(is_main=True):
-        pass
+    with pytest.raises(Preempted), folder.record_status(is_main=True):
+        raise Preempted(15, step=1, stop_step=2)
     before = folder.settings()
     full_disk()
-    with pytest.raises(OutOfResourcesError, match=r"run/settings\.yaml: cannot be written \(No space left on device\)"):
+    with pytest.raises(OutOfResourcesError, match=r"run/status\.json: cannot be written \(No space left on device\)"):
         RunFolder(tmp_path / "run").open(Settings(**TINY))
     assert folder.settings() == before
     with pytest.raises(OutOfResourcesError, match="cannot be written"):  # not: is in use

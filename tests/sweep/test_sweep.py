@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -425,16 +426,44 @@ def test_a_sweep_of_wandb_is_shown_in_the_same_way(tmp_path: Path, monkeypatch: 
     folder = tmp_path / "runs" / "sweeps" / "abc123"
     assert sorted(path.name for path in folder.iterdir()) == ["results.csv", "sweep.html"]
     assert "10.00%" in result.output
+    (folder / "results.csv").unlink()
+    (folder / "results.csv").mkdir()
+    refused = CliRunner().invoke(main, ["sweep", "report", "team/project/abc123"])
+    assert refused.exit_code == SettingsError.exit_code
+    assert re.fullmatch(r"error: \S+abc123: cannot be written \(.+\); make it writable\n", refused.stderr)
 
 
 def test_a_missing_sweep_or_package_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(main, ["sweep", "report", str(tmp_path)])
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
     monkeypatch.setitem(sys.modules, "optuna", None)
     result = CliRunner().invoke(main, ["sweep", "run", str(sweep_file(tmp_path / "s.yaml"))])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "pip install 'cifar10-accel[sweep]'" in result.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_local_sweep_that_is_not_there_is_not_looked_for_at_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cifar10_accel.sweep.wandb_pull", None)
+    (tmp_path / "runs" / "sweeps").mkdir(parents=True)
+    result = CliRunner().invoke(main, ["sweep", "report", "runs/sweeps/smok"])
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
+    assert "runs/sweeps/smok: no sweep.yaml there; give the folder of a sweep" in result.stderr
+
+
+@pytest.mark.usefixtures("_substitute_training")
+def test_a_trial_whose_values_do_not_go_together_fails_alone(tmp_path: Path) -> None:
+    """The check of the file sees the extreme values and one between them; 3 does not divide the batch of 64."""
+    parameters = {"grad_accum_steps": {"min": 1, "max": 4}, "batch_size": {"value": 64}}
+    sweep = read_sweep(sweep_file(tmp_path / "s.yaml", parameters, method="grid"))
+    trials, lines = run_here(sweep, tmp_path / "sweep", num_trials=4, workers=1)
+    states = {trial.parameters["grad_accum_steps"]: trial.state for trial in trials}
+    assert states == {1: "finished", 2: "finished", 3: "failed", 4: "finished"}
+    (failed,) = (line for line in lines if "failed" in line)
+    assert "batch_size: 64 cannot be split into 3 equal micro-batches" in failed
+    assert "3 of 4 done" in failed
 
 
 # --- A whole sweep with real trainings (about a minute) ---

@@ -81,6 +81,12 @@ def test_the_documented_files_exist() -> None:
         (GOOD | {"early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 1}}, "eta: 1; give"),
         (GOOD | {"early_terminate": {"type": "hyperband", "max_iter": 8, "s": 2}}, "leaves no value before"),
         (GOOD | {"early_terminate": {"type": "hyperband", "min_iters": 2}}, "no key 'min_iters'"),
+        (
+            GOOD
+            | {"metric": {"name": "train/loss", "goal": "minimize"}}
+            | {"early_terminate": {"type": "hyperband", "min_iter": 2}},
+            "early_terminate: train/loss has several values an epoch",
+        ),
         (GOOD | {"command": ["x", "-m", "cifar10_accel.train", "--epochs=3"]}, "'--epochs=3' would not reach"),
         (with_parameter("recipe", value="auto"), "needs one recipe"),
         (with_parameter("recipe", value="smok"), "did you mean 'smoke'?"),

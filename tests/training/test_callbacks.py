@@ -208,6 +208,15 @@ def test_saved_weights_replace_nothing_else_of_the_run(name: str, tmp_path: Path
     assert written == ["best"]
 
 
+def test_only_the_main_process_looks_at_what_it_replaces(tmp_path: Path) -> None:
+    """Another rank may see the folder while it is replaced."""
+    written: list[str] = []
+    (tmp_path / "best").mkdir()
+    context = _context(run_dir=tmp_path, is_main_process=False, write_weights=written.append)
+    context.save_weights("best")
+    assert written == ["best"]
+
+
 def test_early_stopping_does_not_count_epochs_without_an_evaluation() -> None:
     callback = EarlyStopping(patience=1)
     metrics = [{"val/accuracy": 0.5}, {}, {}, {"val/accuracy": 0.6}, {}, {"val/accuracy": 0.6}]

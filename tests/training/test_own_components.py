@@ -330,8 +330,9 @@ def test_a_run_whose_data_set_has_changed_is_not_continued(tmp_path: Path, monke
 
 
 def test_sizes_that_the_images_do_not_have(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="cutout_size: 40, but the images have 32 pixels"):
-        train(tmp_path / "a", cutout_size=40, augment="cutout")
+    for size in (32, 40):
+        with pytest.raises(SettingsError, match=f"cutout_size: {size}, but the images have 32 pixels"):
+            train(tmp_path / "a", cutout_size=size, augment="cutout")
     with pytest.raises(SettingsError, match="low_res_size: 32 is not below the 32 pixels"):
         train(tmp_path / "b", low_res_size=32, low_res_fraction=0.5)
     with pytest.raises(SettingsError, match="image_size: 64, but the images of synthetic are 32"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from training_commands import TINY
+from trainings import status_of
 
 from cifar10_accel import train as train_module
 from cifar10_accel.commands.lr_range import lr_range
@@ -136,6 +137,15 @@ def test_a_finished_run_is_not_trained_again(straight: Path, capsys: pytest.Capt
     assert "is finished" in capsys.readouterr().out
     assert summary["step"] == STEPS
     assert before == {path: path.stat().st_mtime_ns for path in straight.rglob("*.safetensors")}
+
+
+def test_the_settings_of_a_finished_run_stay_those_of_its_results(straight: Path) -> None:
+    before = (straight / "settings.yaml").read_bytes()
+    run(straight, tta="flip")
+    with pytest.raises(SettingsError, match=rf"max_steps: 5, but \S+ has been trained for {STEPS} steps; give another"):
+        run(straight, max_steps=5)
+    assert (straight / "settings.yaml").read_bytes() == before
+    assert status_of(straight)["state"] == "finished"
 
 
 def test_other_settings_in_the_same_folder_are_refused(straight: Path) -> None:

@@ -84,7 +84,9 @@ def export(source: Path, target: Path, *, form: Format, data_dir: Path | None = 
     images, why_not_test = _images(model, run, data_dir=data_dir)
     try:
         with output_of("out", target), _temporary(target) as temporary:
-            parity = compare(model, WRITERS[form](model, saved, temporary), images, why_not_test=why_not_test)
+            with _explained(form):
+                exported = WRITERS[form](model, saved, temporary)
+            parity = compare(model, exported, images, why_not_test=why_not_test)
             if not parity.holds:
                 raise InputError(
                     f"{source}: the {form} file is another model ({parity}) and was not kept; try another format"
@@ -98,6 +100,20 @@ def export(source: Path, target: Path, *, form: Format, data_dir: Path | None = 
     except SafetensorError as error:  # its own form of an OSError
         raise OutOfResourcesError(f"{target}: cannot be written ({error}); free some disk space") from None
     return parity
+
+
+@contextmanager
+def _explained(form: Format) -> Iterator[None]:
+    """Context that turns what torch raises for a model that it cannot trace into an `InputError`."""
+    try:
+        yield
+    except (UserError, ImportError, OSError, MemoryError, SafetensorError):
+        raise
+    except Exception as error:  # torch.export and torch.onnx have errors of their own, of many lines
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise InputError(
+            f"format: the model cannot be exported to {form} ({reason}); give --format safetensors"
+        ) from error
 
 
 @contextmanager

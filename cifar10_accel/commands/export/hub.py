@@ -96,10 +96,13 @@ def _for_transformers(model: Classifier) -> dict[str, Any]:
 def _preprocessing(model: Classifier) -> dict[str, Any]:
     side = model.image_format.size
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": "CLIPImageProcessor",  # the one that crops the middle, as `predict` does
+        "do_convert_rgb": model.image_format.channels == 3,
         "do_resize": True,
-        "size": {"height": side, "width": side},
-        "resample": 1,  # Lanczos
+        "size": {"shortest_edge": side},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": False,  # it is part of the model

@@ -10,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from cifar10_accel.errors import OutOfResourcesError
+from cifar10_accel.files import output_of
 from cifar10_accel.formatting import format_seconds
 from cifar10_accel.runs.listing import FIELDS, ListedRun, Listing, read_curve
 from cifar10_accel.tracking.console import LiteralConsole
@@ -83,15 +83,14 @@ def write_index(listing: Listing, runs: Sequence[ListedRun]) -> Path:
     """Write index.html into the listed folder: the runs, their curves, and links to reports and comparisons.
 
     Raises:
-        OutOfResourcesError: It cannot be written.
+        OutOfResourcesError: The disk is full.
+        SettingsError: It cannot be written for another reason.
     """
     from cifar10_accel.report.index_page import write_index_page  # only --html needs it
 
     path = listing.folder / INDEX
-    try:
+    with output_of(None, path):
         write_index_page(path, listing, runs, curves=[read_curve(run) for run in runs])
-    except OSError as error:
-        raise OutOfResourcesError(f"{path}: cannot be written ({error.strerror}); give a folder of your own") from None
     return path
 
 

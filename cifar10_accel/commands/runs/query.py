@@ -42,6 +42,8 @@ class Filter:
     def accepts(self, run: ListedRun) -> bool:
         """Return whether the run fulfils the condition. A missing value is not less or greater than any other."""
         seen = run.value(self.name)
+        if self.name == "date" and seen is not None and not set("*?[") & set(self.wanted):
+            seen = _text(seen)[: len(self.wanted)]  # a shortened date is the whole of that day, month or year
         if self.operator in ("=", "!="):
             return self._equals(seen) == (self.operator == "=")
         if self.name in TEXT_FIELDS:

@@ -85,6 +85,7 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
         "orthogonal": {
             "lr_factor": settings.conv_lr_factor,
             "momentum": settings.conv_momentum,
+            "nesterov": settings.nesterov,
             "weight_decay": 0.0,
             "orthogonal": True,
         },

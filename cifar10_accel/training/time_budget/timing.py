@@ -17,7 +17,6 @@ from accelerate import Accelerator
 
 from cifar10_accel.components import is_import_path
 from cifar10_accel.data.batch_plan import BatchPlan
-from cifar10_accel.data.loader import IMAGES_PER_GROUP
 from cifar10_accel.errors import UserError
 from cifar10_accel.formatting import format_duration
 from cifar10_accel.models.registry import build_model
@@ -192,7 +191,7 @@ def _median(laps: Iterator[float], seconds: float, setup: RunSetup) -> float:
     """Return the median of the laps that fit into this time: LEAST_LAPS at least, unless they take twice the time."""
     taken = [next(laps)]
     while len(taken) < MOST_LAPS:
-        elapsed = sum(taken) * _steps_per_lap(setup)
+        elapsed = sum(taken) * setup.loader.steps_per_group
         if elapsed > 2 * seconds or (elapsed > seconds and len(taken) >= LEAST_LAPS):
             break
         taken.append(next(laps))
@@ -200,8 +199,11 @@ def _median(laps: Iterator[float], seconds: float, setup: RunSetup) -> float:
 
 
 def _laps(state: TrainingState, setup: RunSetup) -> Iterator[float]:
-    """Train, and yield the seconds per step of each lap: those of the slowest rank, the same on all ranks."""
-    steps = _steps_per_lap(setup)
+    """Train, and yield the seconds per step of each lap: those of the slowest rank, the same on all ranks.
+
+    A lap has the steps whose images are augmented in one call.
+    """
+    steps = setup.loader.steps_per_group
     batches = setup.loader.batches(0, ALL_STEPS)
     while True:
         start = time.perf_counter()
@@ -213,14 +215,7 @@ def _laps(state: TrainingState, setup: RunSetup) -> Iterator[float]:
         yield float(setup.accelerator.gather(mine).max()) / steps
 
 
-def _steps_per_lap(setup: RunSetup) -> int:
-    """Return the steps of a lap: on accelerators those whose images are augmented in one call, else one."""
-    if setup.accelerator.device.type == "cpu":
-        return 1
-    return max(1, IMAGES_PER_GROUP // (setup.plan.batch_size // setup.plan.num_processes))
-
-
 def _warm_up_laps(setup: RunSetup) -> int:
     """Return the number of laps that are not counted: one, and those whose images workers made beforehand."""
     prepared_steps = PREFETCHED * setup.settings.num_workers if setup.loader.uses_workers else 0
-    return 1 + math.ceil(prepared_steps / _steps_per_lap(setup))
+    return 1 + math.ceil(prepared_steps / setup.loader.steps_per_group)

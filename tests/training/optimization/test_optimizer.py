@@ -135,6 +135,13 @@ def test_muon_trains_weights_that_are_zero_at_first(together: bool) -> None:
         assert 0 < filters.norm() < 10
 
 
+def test_momentum_of_the_rest_does_not_decide_on_nesterov_of_convolutions() -> None:
+    for nesterov in (True, False):
+        settings = OptimSettings(optimizer="muon", momentum=0.0, nesterov=nesterov)
+        filters = make_optimizer(airbench94(), settings).param_groups[2]
+        assert (filters["momentum"], filters["nesterov"]) == (settings.conv_momentum, nesterov)
+
+
 def test_muon_leaves_the_rest_to_sgd() -> None:
     weights = [nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
     ours = Muon([{"params": [weights[0]]}], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
