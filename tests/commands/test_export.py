@@ -236,13 +236,12 @@ def test_transformers_loads_the_folder(
     expected = model.probabilities(torch.from_numpy(pixels)[None])[0]
     for name, probability in zip(model.class_names, expected.tolist(), strict=True):
         assert found[name] == pytest.approx(probability, abs=1e-4)
-    # Of a photo that is no square both take the middle; rounding may differ, and squeezing it would differ by far.
+    # Of a photo that is no square both take the middle, within half a pixel; squeezed it would differ by 0.18.
     waves = np.sin(np.arange(64)[None, :, None] / 5) * np.sin(np.arange(40)[:, None, None] / 7 + np.arange(3))
     Image.fromarray((127 + 120 * waves).astype(np.uint8)).save("photo.png")
-    found = {entry["label"]: entry["score"] for entry in values["classify"]("photo.png", top_k=99)}
-    expected = model.probabilities(torch.from_numpy(read_image(Path("photo.png"), 32))[None])[0]
-    for name, probability in zip(model.class_names, expected.tolist(), strict=True):
-        assert found[name] == pytest.approx(probability, abs=0.01)
+    given = values["classify"].image_processor(Image.open("photo.png"), return_tensors="pt")["pixel_values"][0]
+    ours = torch.from_numpy(read_image(Path("photo.png"), 32)).permute(2, 0, 1) / 255
+    assert (given - ours).abs().mean() < 0.05
 
 
 class Branching(nn.Module):
