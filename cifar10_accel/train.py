@@ -94,11 +94,7 @@ def _train(settings: Settings) -> Path:
             state.restore(saved, source=newest)
             recorder.restore(saved.training["dynamics"], folder.dynamics, num_epochs=state.step // steps_per_epoch)
             logger.info("resuming from %s", newest)
-        if state.step > last_step:
-            raise SettingsError(
-                f"max_steps: {settings.max_steps}, but {folder.path} has been trained for {state.step} steps; "
-                "give another --run-name"
-            )
+        _require_no_more_steps(state, last_step, folder)
     stop_step = state.step if callbacks.stop_reason else last_step  # stopped early before
     if run_on_main(accelerator, folder.is_finished) and state.step >= stop_step:
         logger.info("%s is finished: nothing to train (give another --run-name to train again)", folder.path)
@@ -150,6 +146,15 @@ def _train(settings: Settings) -> Path:
         callbacks.call("on_fit_end", context)
         callbacks.raise_error()
     return folder.path
+
+
+def _require_no_more_steps(state: TrainingState, last_step: int, folder: RunFolder) -> None:
+    """Raise `SettingsError` if the run has been trained for longer than `max_steps` asks for."""
+    if state.step > last_step:
+        raise SettingsError(
+            f"max_steps: {state.settings.max_steps}, but {folder.path} has been trained for {state.step} steps; "
+            "give another --run-name"
+        )
 
 
 def _open_metrics_logger(setup: RunSetup, folder: RunFolder, *, resume_step: int, stop_step: int) -> MetricsLogger:

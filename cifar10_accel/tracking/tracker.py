@@ -124,7 +124,8 @@ class Tracker:
         try:
             self._backend = self._make_backend()
         except ImportError as error:
-            raise LookupError(f"not installed: pip install {error.name or self._settings.tracker}") from error
+            package = error.name if is_import_path(self._settings.tracker) else self._settings.tracker
+            raise LookupError(f"not installed: pip install {package}") from error
         if self._backend:
             self._accelerator.trackers.append(self._backend.tracker)
 

@@ -456,7 +456,8 @@ def test_a_local_sweep_that_is_not_there_is_not_looked_for_at_wandb(
 @pytest.mark.usefixtures("_substitute_training")
 def test_a_trial_whose_values_do_not_go_together_fails_alone(tmp_path: Path) -> None:
     """The check of the file sees the extreme values and one between them; 3 does not divide the batch of 64."""
-    parameters = {"grad_accum_steps": {"min": 1, "max": 4}, "batch_size": {"value": 64}}
+    constants = {"max_lr": {"value": 0.1}, "batch_size": {"value": 64}}
+    parameters = constants | {"grad_accum_steps": {"min": 1, "max": 4}}
     sweep = read_sweep(sweep_file(tmp_path / "s.yaml", parameters, method="grid"))
     trials, lines = run_here(sweep, tmp_path / "sweep", num_trials=4, workers=1)
     states = {trial.parameters["grad_accum_steps"]: trial.state for trial in trials}
