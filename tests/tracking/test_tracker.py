@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from tracked_run import record_run, steps_in, tracker_for
 from training_commands import run_python
 
@@ -53,6 +54,23 @@ def test_a_package_that_is_not_installed_costs_one_warning(
     )
     assert steps_in(tmp_path / "run") == [1, 2, 3]
     assert Accelerator(cpu=True).trackers == []
+
+
+class NeedsAnother(GeneralTracker):
+    """A tracker whose package is missing, as Accelerate's own for MLflow without it."""
+
+    name, requires_logging_directory, tracker = "another", False, None
+
+    def start(self) -> None:
+        raise ModuleNotFoundError("No module named 'another_package'", name="another_package")
+
+
+def test_the_missing_package_of_an_imported_tracker_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record_run(tracker_for(tmp_path / "run", tracker=f"{__name__}:NeedsAnother"))
+    assert "fails (not installed: pip install another_package); metrics.jsonl is complete" in capsys.readouterr().err
+    assert steps_in(tmp_path / "run") == [1, 2, 3]
 
 
 def test_a_signal_is_not_taken_for_a_failure_of_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
