@@ -109,8 +109,8 @@ def arguments_for(
     arguments = {name: known[name] for name in parameters if name in known} | dict(given)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in arguments:
-            way = "--image-size" if name == "image_size" else ARGUMENTS.get(setting)
-            remedy = f"set {way}, or give it a default" if way else "give it a default"
+            place = "--image-size" if name == "image_size" else ARGUMENTS.get(setting)
+            remedy = f"set {place}, or give it a default" if place else "give it a default"
             raise SettingsError(f"{setting}: {path} needs {name!r}; {remedy}")
     return arguments
 

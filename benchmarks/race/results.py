@@ -154,7 +154,9 @@ def _lead(results: Mapping[str, Sequence[RaceResult]], which: str) -> str:
     lead = statistics.fmean(points[first]) - statistics.fmean(points[second])
     title = "plain" if which == "plain" else "with TTA where a contestant has it"
     line = f"- first {title}: {first}, {lead:.2f} points before {second}"
-    if min(len(points[first]), len(points[second])) < 2 or len({*points[first]}) == len({*points[second]}) == 1:
+    if min(len(points[first]), len(points[second])) < 2:
+        return line
+    if len({*points[first]}) == len({*points[second]}) == 1:  # without any spread there is no interval
         return line
     test = stats.ttest_ind(points[first], points[second], equal_var=False)  # Welch 1947
     low, high = test.confidence_interval(CONFIDENCE)

@@ -261,11 +261,13 @@ def _collect(name: str, runs: Sequence[SeedRun], metric: str) -> RecipeResult:
 
 def _require_equal_images(runs: Sequence[SeedRun]) -> None:
     """Raise `SettingsError` if the images of a folder have changed between the runs."""
+    if runs[0].folder.settings().dataset != "folder":
+        return
+    records = [(run.folder.path, run.folder.read_json("environment.json")) for run in runs]
     for name in ("classes", "images", "test_images"):  # early versions have recorded fewer of them
-        facts = {run.folder.path: run.folder.read_json("environment.json").get(name) for run in runs}
-        known = [(path, fact) for path, fact in facts.items() if fact is not None]
-        for path, fact in known if runs[0].folder.settings().dataset == "folder" else []:
-            if fact != known[0][1]:
+        known = [(path, record[name]) for path, record in records if name in record]
+        for path, found in known:
+            if found != known[0][1]:
                 raise SettingsError(
                     f"dataset: {path} was trained on other images than {known[0][0]}; "
                     "give another --run-name to train all of them anew"

@@ -67,19 +67,29 @@ def timm_model(path: str) -> Callable[..., nn.Module]:
 
 
 @torch.no_grad()
+def output_for_blank_images(model: nn.Module, *, channels: int, size: int) -> Any:
+    """Return what a model gives in evaluation mode for two images of zeros, (2, channels, size, size).
+
+    It is in training mode again afterwards if it was before.
+    """
+    device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    was_training = model.training
+    model.eval()
+    try:
+        return model(torch.zeros(2, channels, size, size, device=device))
+    finally:
+        model.train(was_training)
+
+
 def require_logits(model: nn.Module, path: str, *, num_classes: int, image_format: ImageFormat) -> None:
     """Check that a model turns two images into logits; let it return a tensor where it wraps them.
 
     Raises:
         InputError: It raises, or returns something else.
     """
-    device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
     size, channels = image_format.size, image_format.channels
-    was_training = model.training
-    model.eval()
     with user_code(f"{path} on an image ({channels}, {size}, {size})", setting="model"):
-        output = model(torch.zeros(2, channels, size, size, device=device))
-    model.train(was_training)
+        output = output_for_blank_images(model, channels=channels, size=size)
     model.register_forward_hook(_return_logits)  # some models wrap their logits in training mode only
     output = _logits_of(output)
     if not isinstance(output, Tensor):

@@ -45,8 +45,8 @@ class RunFolder:
         self.predictions = path / "predictions.npz"
         self.val_predictions = path / "val_predictions.npz"
         self.dynamics = path / "dynamics.npz"
-        self._settings: Settings | None = None  # of the run that `open` was called for
         self.report = path / "report.html"
+        self._settings: Settings | None = None  # of the run that `open` was called for
 
     @classmethod
     def of(cls, settings: Settings) -> "RunFolder":
@@ -86,12 +86,13 @@ class RunFolder:
                     f"run_dir: another training is running in {self.path}; give another --run-name"
                 ) from None
         with self.record_failure(is_main=True):
-            if not self.is_finished():  # an old state, such as preempted, must not stand for a start that fails
+            is_finished = self.is_finished()
+            if not is_finished:  # an old state, such as preempted, must not stand for a start that fails
                 self._write_status("starting", None, "")
             if (self.path / "settings.yaml").exists():
                 self._require_same_run(settings, dataset)
             self._settings = settings
-            if not self.is_finished():  # else those of its results stay, unless it is trained on
+            if not is_finished:  # else those of its results stay, unless `record_status` says that it goes on
                 self._write("settings.yaml", settings.to_yaml())
 
     def settings(self) -> Settings:

@@ -142,11 +142,6 @@ def _sweep(values: Mapping[str, Any], *, name: str) -> Sweep:
         halving=_halving(values.get("early_terminate")),
         run_cap=None if values.get("run_cap") is None else _count("run_cap", values["run_cap"]),
     )
-    if sweep.halving is not None and sweep.metric.startswith("train/"):
-        raise SettingsError(
-            f"early_terminate: {sweep.metric} has several values an epoch, of a few batches each; give val/accuracy or "
-            "val/loss"
-        )
     _check_search(sweep)
     return sweep
 
@@ -225,6 +220,11 @@ def _count(name: str, value: Any, *, least: int = 1) -> int:
 
 
 def _check_search(sweep: Sweep) -> None:
+    if sweep.halving is not None and sweep.metric.startswith("train/"):
+        raise SettingsError(
+            f"early_terminate: {sweep.metric} has several values an epoch, of a few batches each; give val/accuracy or "
+            "val/loss"
+        )
     if not sweep.searched:
         raise SettingsError("parameters: all are constants; give one `values:`, or `min:` and `max:`")
     if "recipe" not in sweep.constants.keys() | sweep.searched.keys() or "auto" in _values_of(sweep, "recipe"):

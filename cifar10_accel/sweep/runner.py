@@ -68,15 +68,10 @@ def run(
             if free and time.monotonic() >= next_look:
                 trial = search.claim(num_trials=num_trials)
                 if trial:
-                    try:
-                        process = TrialProcess(trial, sweep, free[0], num_processes=num_processes)
-                    except SettingsError as error:  # values between the extreme ones that were checked before
-                        trial.finish("failed", value=None, curve=[], seconds=0.0, reason=error_line(error))
-                        progress.print_refused(trial, error_line(error))
-                        continue
-                    free.remove(process.share)
-                    active.append(process)
-                    progress.print_start(process)
+                    process = _started(trial, sweep, free[0], progress, num_processes=num_processes)
+                    if process is not None:
+                        free.remove(process.share)
+                        active.append(process)
                     continue
                 if not active and not search.is_undecided():
                     return
@@ -91,6 +86,20 @@ def run(
                     progress.print_end(process, state)
                     next_look = time.monotonic()
             time.sleep(POLL_SECONDS)
+
+
+def _started(
+    trial: ClaimedTrial, sweep: Sweep, share: MachineShare, progress: "SweepProgress", *, num_processes: int
+) -> TrialProcess | None:
+    """Return the process of a trial; None if its values do not go together, which makes it a failed trial."""
+    try:
+        process = TrialProcess(trial, sweep, share, num_processes=num_processes)
+    except SettingsError as error:  # of values between the extreme ones that were checked before
+        trial.finish("failed", value=None, curve=[], seconds=0.0, reason=error_line(error))
+        progress.print_failure(trial, error_line(error))
+        return None
+    progress.print_start(process)
+    return process
 
 
 def _stop_all(active: list[TrialProcess], progress: "SweepProgress") -> None:
@@ -133,8 +142,8 @@ class SweepProgress:
         parameters = ", ".join(f"{name} {format_short(value)}" for name, value in process.trial.parameters.items())
         self._print_line(f"trial {process.trial.number} {'continues' if process.resumes else 'starts'}: {parameters}")
 
-    def print_refused(self, trial: ClaimedTrial, reason: str) -> None:
-        """Print that a trial could not start."""
+    def print_failure(self, trial: ClaimedTrial, reason: str) -> None:
+        """Print that a trial failed, or could not start."""
         self._print_line(f"trial {trial.number} failed: {reason}{self._summary()}")
 
     def print_end(self, process: TrialProcess, state: State) -> None:
@@ -149,7 +158,7 @@ class SweepProgress:
             return
         self._seconds.append(process.seconds)
         if state == "failed":
-            self._print_line(f"{title}: {process.reason}{self._summary()}")
+            self.print_failure(process.trial, process.reason)
             return
         value = f"{self._sweep.metric} {format_metric(self._sweep.metric, process.value)}"
         self._print_line(f"{title} after {format_seconds(process.seconds)}: {value}{self._summary()}")

@@ -95,7 +95,7 @@ def _require_gradients(state: TrainingState) -> None:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         raise SettingsError(
             f"model: the loss does not depend on {unused[0]}{more}, for whose gradients several processes would wait; "
-            f"remove these parameters, or give their names, or those of their modules, to --freeze"
+            "remove these parameters, or give their names, or those of their modules, to --freeze"
         )
 
 

@@ -37,7 +37,7 @@ class Components(TypedDict, total=False):
     optimizer: Any  # a function or class of (parameter groups, lr)
     schedule: Any  # a function of (step, total_steps) that returns the LR as a multiple of max_lr
     tracker: Any  # an Accelerate GeneralTracker
-    callbacks: Any  # a sequence of callbacks
+    callbacks: Any  # a list of callbacks
 
 
 def with_components(settings: Settings, components: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:

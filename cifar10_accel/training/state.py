@@ -16,6 +16,7 @@ from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.models.fine_tuning import freeze, load_fitting, read_weights
+from cifar10_accel.models.imported import output_for_blank_images
 from cifar10_accel.models.registry import build_model, fit_whitening
 from cifar10_accel.models.small_image_conv import speed_up_small_images
 from cifar10_accel.randomness import seed_for
@@ -183,22 +184,16 @@ def build_seeded_model(
     return model.to(memory_format=torch.channels_last) if settings.channels_last else model
 
 
-@torch.no_grad()
 def _require_small_images(model: nn.Module, settings: Settings, image_format: ImageFormat) -> None:
     """Raise `SettingsError` for a model that does not take the small images of the first epochs."""
-    channels, size = image_format.channels, settings.low_res_size
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    was_training = model.training
-    model.eval()
+    size = settings.low_res_size
     try:
-        model(torch.zeros(2, channels, size, size, device=device))
+        output_for_blank_images(model, channels=image_format.channels, size=size)
     except Exception as error:  # a model may raise anything
         raise SettingsError(
             f"low_res_size: {settings.model} does not take images of {size} pixels a side: {describe_error(error)}; "
             "give --low-res-fraction 0, or another --low-res-size"
         ) from error
-    finally:
-        model.train(was_training)
 
 
 def some_training_images(dataset: Dataset, device: torch.device) -> Tensor:

@@ -97,7 +97,7 @@ def _preprocessing(model: Classifier) -> dict[str, Any]:
     side = model.image_format.size
     return {
         "image_processor_type": "CLIPImageProcessor",  # the one that crops the middle, as `predict` does
-        "do_convert_rgb": model.image_format.channels == 3,
+        "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": side},
         "resample": 3,  # bicubic

@@ -90,17 +90,13 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
             "orthogonal": True,
         },
     }
-    filters = set()
-    if settings.optimizer == "muon":
-        layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
-        filters = {
-            weight for layer in layers for name, weight in layer.named_parameters(recurse=False) if name == "weight"
-        }
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
+    filters = {dict(layer.named_parameters(recurse=False)).get("weight") for layer in convolutions}
     members = defaultdict(list)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            kind = "orthogonal" if parameter in filters else "weight" if parameter.ndim > 1 else "bias"
-            members[kind].append(parameter)
+            is_orthogonal = settings.optimizer == "muon" and parameter in filters
+            members["orthogonal" if is_orthogonal else "weight" if parameter.ndim > 1 else "bias"].append(parameter)
     return [options | {"params": members[kind]} for kind, options in kinds.items() if kind in members]
 
 
