@@ -4,9 +4,10 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from uuid import uuid4
 
 import yaml
 
@@ -25,17 +26,23 @@ Arrays = Mapping[str, "npt.NDArray[Any]"]
 def replace_file(path: Path) -> Iterator[IO[bytes]]:
     """Context of a file that takes the place of `path` when it is complete: synced, then renamed.
 
-    A reader, or a process killed at any moment, finds the old file or the new one, never a part.
+    A reader, or a process killed at any moment, finds the old file or the new one, never a part. Several processes may
+    replace the same file at the same time; the last one to end wins.
 
     Raises:
         OSError: The file cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

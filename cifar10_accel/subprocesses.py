@@ -76,11 +76,11 @@ def running(command: Sequence[str], *, log: Path, environment: Mapping[str, str]
             end(process)
 
 
-def end(process: "subprocess.Popen[str]", number: signal.Signals = signal.SIGTERM) -> int:
-    """Signal the whole process group, wait, and kill what is left after GRACE_SECONDS. Return the exit code."""
+def end(process: "subprocess.Popen[str]") -> int:
+    """Send SIGTERM to the whole process group and, after GRACE_SECONDS, SIGKILL. Return the exit code."""
     with suppress(ProcessLookupError):
         if process.poll() is None:
-            os.killpg(process.pid, number)
+            os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(GRACE_SECONDS)
     with suppress(ProcessLookupError):

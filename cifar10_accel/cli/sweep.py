@@ -3,7 +3,8 @@
 import importlib.util
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -57,25 +58,32 @@ def run(
     plan = read_sweep(file)
     num_trials = num_trials_of(plan, trials)
     require_installed("optuna", command="sweep", extra="sweep")
-    from cifar10_accel.subprocesses import split_machine
+    from cifar10_accel.subprocesses import require_no_launcher, split_machine
     from cifar10_accel.sweep import runner
     from cifar10_accel.sweep.results import copy_sweep_file
     from cifar10_accel.sweep.search import Search
     from cifar10_accel.sweep.storage import storage_outage_explained
 
+    require_no_launcher("sweep run")
     folder = folder or SWEEPS / plan.name
     shares = split_machine(workers, num_processes=num_processes)
-    with storage_outage_explained():
+    with output_of("dir", folder), storage_outage_explained():
         search = Search(plan, folder, storage=storage)
         copy_sweep_file(plan, file, folder)
         click.echo(f"{plan.name}: {num_trials} trials, {plan.method}, {len(shares)} at a time, in {folder}")
         try:
             runner.run(plan, search, shares, num_trials=num_trials, num_processes=num_processes, print_line=click.echo)
-        finally:
-            found = search.trials()
-            _write_results(plan.view(found), folder, constants=plan.constants)
+        except UserError:  # it has a reason and an exit code, which results that cannot be written must not replace
+            with _only_warned_of(), storage_outage_explained():
+                _write_results(plan.view(search.trials()), folder, constants=plan.constants)
+            raise
+        found = search.trials()
+        _write_results(plan.view(found), folder, constants=plan.constants)
     if found and all(trial.state == "failed" for trial in found):
-        raise UserError(f"all {len(found)} trials failed, the last: {found[-1].reason}; see {found[-1].where}")
+        raise UserError(
+            f"all {len(found)} trials failed, the last: {found[-1].reason}; see {found[-1].where}, and give another "
+            "--dir to try again"
+        )
 
 
 @sweep.command(help="Show the trials of a sweep, local (DIR) or of W&B. Writes results.csv, best.yaml and sweep.html.")
@@ -83,7 +91,8 @@ def run(
 @STORAGE
 @handle_user_errors
 def report(folder: Path, storage: str | None) -> None:
-    if not folder.parent.exists() and len(folder.parts) == 3 and not folder.is_absolute():
+    is_local = folder.parent == SWEEPS or folder.parent.exists() or folder.is_absolute()
+    if not is_local and len(folder.parts) == 3:
         from cifar10_accel.sweep.wandb_pull import pull
 
         _write_results(pull(str(folder)), SWEEPS / folder.name, constants=None)
@@ -100,6 +109,15 @@ def report(folder: Path, storage: str | None) -> None:
     with storage_outage_explained():
         trials = read_trials(plan, folder, storage=storage)
     _write_results(plan.view(trials), folder, constants=plan.constants)
+
+
+@contextmanager
+def _only_warned_of() -> Iterator[None]:
+    """Context whose errors become warnings."""
+    try:
+        yield
+    except UserError as error:
+        logger.warning("%s", error)
 
 
 def _write_results(view: SweepView, folder: Path, *, constants: Mapping[str, Parameter] | None) -> None:

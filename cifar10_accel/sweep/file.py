@@ -245,6 +245,11 @@ def _values_of(sweep: Sweep, name: str) -> list[Parameter]:
 def _check_settings(sweep: Sweep) -> None:
     for values in _corner_settings(sweep):
         settings = Settings(**(sweep.constants | values))
+        if settings.has_open_length:
+            raise SettingsError(
+                "time_budget: it could give each trial another number of epochs; give `epochs:`, such as those of one "
+                "run with the time budget"
+            )
         may_have_hold_out = settings.val_size > 0 or settings.is_own_dataset
         if sweep.metric.startswith("val/") and not may_have_hold_out:
             raise SettingsError(f"metric: {sweep.metric} needs a hold-out; give `val_size: {{value: 5000}}`")

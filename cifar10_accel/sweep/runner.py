@@ -1,10 +1,12 @@
 """Run the trials of a sweep on this machine, several at a time."""
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
-from cifar10_accel.errors import Preempted, SettingsError, UserError
+from optuna.exceptions import StorageInternalError
+
+from cifar10_accel.errors import InputError, Preempted, SettingsError, UserError
 from cifar10_accel.formatting import error_line, format_metric, format_seconds, format_short
 from cifar10_accel.runs.trial import State, Trial
 from cifar10_accel.signals import StopFlag
@@ -23,10 +25,8 @@ LOOK_SECONDS = 5.0  # between looks for a trial, while all are taken
 class Stopped(Preempted):
     """The sweep was stopped by a signal after all its trainings had saved; the same command continues it."""
 
-    def __init__(self, signal_number: int, *, num_done: int, num_trials: int) -> None:
-        UserError.__init__(
-            self, f"stopped with {num_done} of {num_trials} trials done, all saved; the same command continues"
-        )
+    def __init__(self, signal_number: int, *, state: str) -> None:
+        UserError.__init__(self, f"stopped {state}; the same command continues")
         self.exit_code = 128 + signal_number
 
 
@@ -42,7 +42,7 @@ def run(
     """Run trials until the sweep has `num_trials`, or other runners are seen to run the rest. Main thread only.
 
     Interrupted trials are continued first, and those of runners that are gone last. A trial that fails is recorded and
-    the sweep continues.
+    the sweep continues, unless it lacked something on this machine, such as the data.
 
     Args:
         sweep: The sweep file.
@@ -54,17 +54,20 @@ def run(
 
     Raises:
         Stopped: SIGINT or SIGTERM was received.
+        InputError: A trial lacked something on this machine.
     """
     free, active = list(shares), list[TrialProcess]()
     progress = SweepProgress(sweep, search, num_trials=num_trials, num_workers=len(shares), print_line=print_line)
-    with StopFlag() as stop, ExitStack() as stack:
+    with StopFlag() as stop, _stopped_rather_than_outage(stop), ExitStack() as stack:
         stack.callback(lambda: [process.end() for process in active])
         search.wait_while(lambda: not stop.signal_number)
         next_look = time.monotonic()
         while True:
             if stop.signal_number:
                 _stop_all(active, progress)
-                raise Stopped(stop.signal_number, num_done=progress.num_done(), num_trials=num_trials)
+                raise Stopped(
+                    stop.signal_number, state=f"with {progress.num_done()} of {num_trials} trials done, all saved"
+                )
             if free and time.monotonic() >= next_look:
                 trial = search.claim(num_trials=num_trials)
                 if trial:
@@ -85,7 +88,23 @@ def run(
                     free.append(process.share)
                     progress.print_end(process, state)
                     next_look = time.monotonic()
+                    if process.lacks_input:  # as the next trials would: they must not be used up
+                        _stop_all(active, progress)
+                        raise InputError(
+                            f"trial {process.trial.number}: {process.reason}; then the same command continues"
+                        )
             time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _stopped_rather_than_outage(stop: StopFlag) -> Iterator[None]:
+    """Context that raises `Stopped` after a signal, also if the storage does not answer then; it is not waited for."""
+    try:
+        yield
+    except StorageInternalError:
+        if not stop.signal_number:
+            raise
+        raise Stopped(stop.signal_number, state="while the storage does not answer, all trainings saved") from None
 
 
 def _started(

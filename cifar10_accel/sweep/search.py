@@ -158,7 +158,7 @@ class Search:
         if frozen.state == TrialState.RUNNING and is_own and len(before) < num_trials:
             trial = optuna.Trial(copy.copy(self._study), frozen._trial_id)
             return self._claimed_trial(trial, lock, index=len(before), num_trials=num_trials)
-        if frozen.state == TrialState.RUNNING and is_own:
+        if frozen.state == TrialState.RUNNING and is_own and not frozen.params:  # never started, so surplus
             self._discard(frozen)
         lock.release()
         return None

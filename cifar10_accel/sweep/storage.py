@@ -1,5 +1,6 @@
 """Optuna storage of a sweep: a journal file in its folder, or a database shared by several machines."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,17 +30,34 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
 
 
 class _KernelLock(JournalFileOpenLock):
-    """Lock of the journal file that the kernel releases if its holder is killed; Optuna's own blocks for 30 s then."""
+    """Lock of those who append to the journal file, which the kernel releases if its holder is killed.
+
+    (Optuna's own blocks for 30 s then.) A line that a full disk or a power cut has left incomplete is removed first: a
+    complete one behind it would make the file unreadable.
+    """
 
     def __init__(self, path: str) -> None:
+        self._path = Path(path)
         self._lock = FileLock(f"{path}.lock")
 
     def acquire(self) -> bool:
         self._lock.acquire()
+        _cut_incomplete_line(self._path)
         return True
 
     def release(self) -> None:
         self._lock.release()
+
+
+def _cut_incomplete_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def folder_id(folder: Path) -> str:

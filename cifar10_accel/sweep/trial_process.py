@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cifar10_accel.errors import InputError
 from cifar10_accel.runs.metrics_jsonl import read_metrics
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.runs.trial import Parameter, State
@@ -28,7 +29,10 @@ from cifar10_accel.sweep.claimed_trial import ClaimedTrial
 from cifar10_accel.sweep.file import Sweep
 
 LOG = "sweep.log"
-INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+MAY_NAME_INPUT = {"dataset", "data_dir", "init_from", "pretrained", "compile"}  # of which one value may lack it
+Version = tuple[int, int, int]  # of a file: modification time in ns, size in bytes, inode
+# Exit codes of a training that a signal from outside has ended: after it has saved, or before it could handle signals.
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 
 
 class TrialProcess:
@@ -40,14 +44,15 @@ class TrialProcess:
         self.share = share
         self.curve: list[tuple[float, float]] = []  # (epoch, metric)
         self.reason = ""
+        self.lacks_input = False  # it ended since this machine lacks something, whatever the trial's parameters are
         self.resumes = (trial.folder / LOG).exists()
         self._sweep = sweep
         self._run = RunFolder(trial.folder)
-        self._curve_time = 0  # modification time of the metrics.jsonl that the curve was read from
+        self._curve_version: Version | None = None  # of the metrics.jsonl that the curve was read from
         settings = settings_of(sweep, trial, share)
         self._num_epochs = Settings(**settings).epochs
         _wait_until_free(trial.folder)
-        self._status_before = self._status_time()
+        self._status_before = self._status_version()
         self._started = time.monotonic()
         self._context = ExitStack()
         self.process = self._context.enter_context(
@@ -104,7 +109,7 @@ class TrialProcess:
     def _ended(self, code: int) -> State:
         """Record and return the state of a trial whose training ended with this exit code."""
         self._context.close()
-        status = self._run.read_json("status.json") if self._status_time() != self._status_before else {}
+        status = self._run.read_json("status.json") if self._status_version() != self._status_before else {}
         if code == 0 and self.value is not None and math.isfinite(self.value):
             return self._close("finished", "")
         if code == 0:
@@ -112,7 +117,10 @@ class TrialProcess:
         if code in INTERRUPTED or status.get("state") == "preempted":
             return self._close("stopped", "a signal from outside")
         reason = str(status.get("reason") or "") if status.get("state") == "failed" else ""
-        return self._close("failed", reason or why_failed(code, self.trial.folder / LOG))
+        reason = reason or why_failed(code, self.trial.folder / LOG)
+        is_missing = InputError.exit_code in (code, status.get("exit_code"))  # the launcher makes every code 1
+        self.lacks_input = is_missing and MAY_NAME_INPUT.isdisjoint(self.trial.parameters)
+        return self._close("stopped" if self.lacks_input else "failed", reason)
 
     def _close(self, state: State, reason: str) -> State:
         self.reason = reason.splitlines()[0] if reason else ""
@@ -121,14 +129,14 @@ class TrialProcess:
         return state
 
     def _read_curve(self) -> None:
-        modification_time = _modification_time(self._run.metrics)
-        if modification_time != self._curve_time:
+        version = _version_of(self._run.metrics)
+        if version != self._curve_version:
             lines = read_metrics(self._run.metrics)
             self.curve = [(line["epoch"], line[self._sweep.metric]) for line in lines if self._sweep.metric in line]
-            self._curve_time = modification_time
+            self._curve_version = version
 
-    def _status_time(self) -> int:
-        return _modification_time(self._run.path / "status.json")
+    def _status_version(self) -> Version | None:
+        return _version_of(self._run.path / "status.json")
 
 
 def settings_of(sweep: Sweep, trial: ClaimedTrial, share: MachineShare) -> dict[str, Parameter]:
@@ -137,9 +145,12 @@ def settings_of(sweep: Sweep, trial: ClaimedTrial, share: MachineShare) -> dict[
     return {"tracker": "none", **threads, **sweep.constants, **trial.parameters, "run_dir": str(trial.folder)}
 
 
-def _modification_time(path: Path) -> int:
-    """Return the modification time of a file in ns; 0 if there is no file."""
-    return path.stat().st_mtime_ns if path.exists() else 0
+def _version_of(path: Path) -> Version | None:
+    """Return what changes when a file is written or replaced, also where times are whole seconds; None: no file."""
+    if not path.exists():
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _wait_until_free(folder: Path) -> None:

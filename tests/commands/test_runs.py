@@ -209,10 +209,10 @@ def test_nothing_to_list(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_page_that_cannot_be_written_is_one_line(folder: Path) -> None:
-    (folder / "index.html.tmp").mkdir()
+    (folder / "index.html").mkdir()
     done = invoke(folder, "--html")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-    (folder / "index.html.tmp").rmdir()
+    (folder / "index.html").rmdir()
     assert "index.html" in invoke(folder, "--html").stdout
 
 

@@ -447,10 +447,11 @@ def test_a_local_sweep_that_is_not_there_is_not_looked_for_at_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cifar10_accel.sweep.wandb_pull", None)
-    (tmp_path / "runs" / "sweeps").mkdir(parents=True)
-    result = CliRunner().invoke(main, ["sweep", "report", "runs/sweeps/smok"])
-    assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
-    assert "runs/sweeps/smok: no sweep.yaml there; give the folder of a sweep" in result.stderr
+    (tmp_path / "mine" / "sweeps").mkdir(parents=True)
+    for folder in ("runs/sweeps/smok", "mine/sweeps/smok"):  # the default place, which need not exist, and another
+        result = CliRunner().invoke(main, ["sweep", "report", folder])
+        assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
+        assert f"{folder}: no sweep.yaml there; give the folder of a sweep" in result.stderr
 
 
 @pytest.mark.usefixtures("_substitute_training")

@@ -91,6 +91,7 @@ def test_the_documented_files_exist() -> None:
         (with_parameter("recipe", value="auto"), "needs one recipe"),
         (with_parameter("recipe", value="smok"), "did you mean 'smoke'?"),
         (with_parameter("val_size", value=0), "needs a hold-out"),
+        (with_parameter("time_budget", value="10m"), "time_budget: it could give each trial another number of epochs"),
         (with_parameter("max_lrr", value=1), "no setting 'max_lrr' (did you mean 'max_lr'?)"),
         (with_parameter("run_dir", value="x"), "run_dir cannot be given"),
         (with_parameter("max_lr", min=1.0, max=0.1), "min 1.0 is not below max 0.1"),
