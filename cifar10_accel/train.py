@@ -17,12 +17,14 @@ from cifar10_accel.data.dataset import Dataset, images_digest
 from cifar10_accel.errors import OutOfResourcesError, Preempted, SettingsError
 from cifar10_accel.formatting import dataset_title, format_seconds
 from cifar10_accel.runs import checkpoint
-from cifar10_accel.runs.run_folder import RunFolder, environment
+from cifar10_accel.runs.environment import environment
+from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
 from cifar10_accel.tracking.progress import RunProgress
 from cifar10_accel.tracking.tracker import Tracker
 from cifar10_accel.training.accelerator import launch_info, run_on_main
 from cifar10_accel.training.callbacks import CallbackContext, Callbacks
+from cifar10_accel.training.compilation import many_compiled_models
 from cifar10_accel.training.dynamics_recorder import DynamicsRecorder
 from cifar10_accel.training.evaluation import evaluate_dataset, evaluate_split
 from cifar10_accel.training.launch.agreement import require_same_checkpoint
@@ -62,7 +64,7 @@ def fit(settings: Settings | None = None, **components: Unpack[Components]) -> R
         Preempted: SIGTERM or SIGINT was received and the state is saved.
     """
     settings, objects = with_components(settings or Settings(), components)
-    with named_objects(objects), restored_process_state():
+    with named_objects(objects), restored_process_state(), many_compiled_models(settings.compile):
         return Run(_train(settings), objects)
 
 
@@ -95,16 +97,17 @@ def _train(settings: Settings) -> Path:
             recorder.restore(saved.training["dynamics"], folder.dynamics, num_epochs=state.step // steps_per_epoch)
             logger.info("resuming from %s", newest)
         _require_no_more_steps(state, last_step, folder)
-    stop_step = state.step if callbacks.stop_reason else last_step  # stopped early before
-    if run_on_main(accelerator, folder.is_finished) and state.step >= stop_step:
-        logger.info("%s is finished: nothing to train (give another --run-name to train again)", folder.path)
-        return folder.path
+        stop_step = state.step if callbacks.stop_reason else last_step  # stopped early before
+        if run_on_main(accelerator, folder.is_finished) and state.step >= stop_step:
+            logger.info("%s is finished: nothing to train (give another --run-name to train again)", folder.path)
+            run_on_main(accelerator, folder.unlock)
+            return folder.path
+        metrics = _open_metrics_logger(setup, folder, resume_step=state.step, stop_step=stop_step)
 
     # 4. The loop: one iteration is one optimizer step.
     checkpoint_steps = max(1, round(settings.checkpoint_every * steps_per_epoch))
     status = folder.record_status(is_main=accelerator.is_main_process)
     lost_peers = explain_lost_peer(current_launch())
-    metrics = _open_metrics_logger(setup, folder, resume_step=state.step, stop_step=stop_step)
     # The handler is outermost: a second signal must not interrupt the others on their way out.
     with PreemptionHandler(accelerator) as preemption, status, lost_peers, explain_out_of_memory(), metrics:
         setup = fit_micro_batch(state, setup)

@@ -61,10 +61,11 @@ def real_data(settings: Settings) -> tuple[Settings, Dataset]:
 
 
 def warm_up(session: Session, settings: Settings, dataset: Dataset) -> None:
-    """Train one epoch, so that kernels are chosen and compiled."""
+    """Train one epoch, and one with small images if there are any, so that kernels are chosen and compiled."""
     start = time.perf_counter()
-    timed_run(settings.model_copy(update={"epochs": 1, "peak_epoch": min(settings.peak_epoch, 0.5)}), dataset)
-    click.echo(f"warm-up, one epoch: {time.perf_counter() - start:.1f} s")
+    length = {"epochs": 2, "low_res_fraction": 0.5} if settings.low_res_epochs else {"epochs": 1}
+    timed_run(settings.model_copy(update=length | {"peak_epoch": min(settings.peak_epoch, 0.5)}), dataset)
+    click.echo(f"warm-up: {time.perf_counter() - start:.1f} s")
 
 
 def read_runs(path: Path, key: dict[str, Any]) -> dict[int, TimedRun]:

@@ -92,12 +92,12 @@ class Session:
         return cls(**values | {"out": Path(values["out"]), "airbench": Path(airbench) if airbench else None})
 
 
-def noise(num_train: int, num_test: int, *, side: int = 32) -> Dataset:
+def noise(num_train: int, num_test: int) -> Dataset:
     """Return random images with random labels of ten classes; unlike the synthetic set they cost no time."""
     draw = np.random.default_rng(0)
 
     def split(num_images: int) -> tuple[Any, Any]:
-        images = draw.integers(0, 256, (num_images, side, side, 3), dtype=np.uint8)
+        images = draw.integers(0, 256, (num_images, 32, 32, 3), dtype=np.uint8)
         return images, draw.integers(0, 10, num_images)
 
     names = [f"class {number}" for number in range(10)]

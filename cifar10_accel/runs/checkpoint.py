@@ -9,6 +9,7 @@ no code: safetensors, and `torch.load(weights_only=True)`.
 
 import glob
 import hashlib
+import io
 import json
 import logging
 import os
@@ -158,6 +159,18 @@ def step_of(path: Path) -> int:
     return int(json.loads((path / MANIFEST).read_text())["step"])
 
 
+def require_readable(state: Any, title: str) -> None:
+    """Raise `InputError` for a part of a checkpoint that could be saved, but not read back."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(state, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{title} may have tensors and plain values only ({reason})") from None
+
+
 def load_into(module: torch.nn.Module, tensors: Tensors, *, source: Path) -> None:
     """Copy the tensors into the module.
 
@@ -239,7 +252,9 @@ def _find_damage(path: Path) -> str | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         for name, expected in manifest["files"].items():
-            file = path / Path(name).name
+            if Path(name).name != name:
+                return f"{MANIFEST} names {name}, which is not in its folder"
+            file = path / name
             if file.stat().st_size != expected["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
             if _sha256(file) != expected["sha256"]:

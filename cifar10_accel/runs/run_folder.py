@@ -8,15 +8,9 @@ wandb/  wandb_run_id  tensorboard/    (of the trackers in use)
 """
 
 import json
-import os
-import platform
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +26,11 @@ from cifar10_accel.runs.legacy import translate_settings
 from cifar10_accel.settings import Settings
 
 RUNS = Path("runs")
-PACKAGES = ("torch", "torchvision", "accelerate", "albumentations", "numpy", "wandb", "pydantic")
+# Written at the end of a run, and gone when it goes on.
+RESULTS = (
+    *("summary.json", "report.html", "predictions.npz", "val_predictions.npz"),
+    *("misclassified.png", "correct.png", "confusion.png", "curves.png", "robustness.json", "robustness.png"),
+)
 
 
 class RunFolder:
@@ -66,7 +64,7 @@ class RunFolder:
     def open(self, settings: Settings, dataset: Dataset | None = None) -> None:
         """Create and lock the folder, or check that this run may continue in it. Only for the main process.
 
-        The lock is held until the context `record_status` is left or the process ends.
+        The lock is held until `unlock`, or until the context `record_status` is left.
 
         Args:
             settings: Of the run.
@@ -156,7 +154,7 @@ class RunFolder:
                         code, reason = error.exit_code, str(error)
                     with suppress(UserError):  # a failure to write must not hide the exception
                         self._write_status(state, code, reason)
-                self._lock.release(force=True)
+                self.unlock()
             raise
 
     @contextmanager
@@ -168,13 +166,24 @@ class RunFolder:
         with self.record_failure(is_main=is_main):
             if is_main:
                 self._write_status("running", None, "")
+                self._remove_results()
                 if self._settings is not None:
                     self._write("settings.yaml", self._settings.to_yaml())
             yield
             if is_main:
                 self._write_status("finished", 0, "")
         if is_main:
-            self._lock.release(force=True)
+            self.unlock()
+
+    def unlock(self) -> None:
+        """Let other processes train in this folder, after `open`. Only for the main process."""
+        self._lock.release(force=True)
+
+    def _remove_results(self) -> None:
+        """Remove what an earlier end of the run has left: results of a run that goes on are not its own."""
+        with output_of("run_dir", self.path):
+            for name in RESULTS:
+                (self.path / name).unlink(missing_ok=True)
 
     def _write_status(self, state: str, exit_code: int | None, reason: str) -> None:
         self.write_json("status.json", {"state": state, "exit_code": exit_code, "reason": reason})
@@ -263,47 +272,3 @@ def locate_checkpoint(source: Path) -> tuple[RunFolder, Path]:
             f"{source}: no checkpoint there; give a run folder that training made, or one of its checkpoints"
         )
     return run, newest
-
-
-def environment() -> dict[str, Any]:
-    """Return the date, machine, versions, code and command, which results may depend on besides the settings."""
-    return {
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "host": platform.node(),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_model(),
-        "cpu_cores": os.cpu_count(),
-        "git": _git_state(),
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
-
-
-def _cpu_model() -> str:
-    """Return the name of the CPU, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = [
-        value.strip() for line in lines for name, _, value in [line.partition(":")] if name.strip() == "model name"
-    ]
-    return next(iter(named), "") or platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_state() -> str | None:
-    here = Path(__file__).parent
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, parse_flag_from_env
 
 from cifar10_accel.errors import SettingsError, UserError
@@ -52,9 +52,10 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
         importlib.import_module("torch.distributed.nn.functional")
         atexit.register(_leave_process_group)
     _refuse_other_engines()
-    # Accelerate keeps one state, with one precision, for all Accelerators of a process. Here each run gets a state of
-    # its own; an earlier Accelerator, also one of the caller's, keeps the state that it has.
-    AcceleratorState._shared_state = type(AcceleratorState._shared_state)()
+    # Accelerate keeps one state, with one precision and one count of accumulation steps, for all Accelerators of a
+    # process. Here each run gets a state of its own; an earlier Accelerator, also one of the caller's, keeps its own.
+    for shared in (AcceleratorState, GradientState):
+        shared._shared_state = type(shared._shared_state)()
     with _joined_launch(timeout, num_launched=num_launched):
         try:
             # With more than one process on a machine without GPU, all would otherwise become rank 0 of 1.

@@ -6,7 +6,6 @@ run on every rank; with several processes the ranks agree after each call, so on
 """
 
 import inspect
-import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from cifar10_accel.components import (
 )
 from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.errors import InputError, SettingsError, UserError, did_you_mean
-from cifar10_accel.runs.checkpoint import MANIFEST
+from cifar10_accel.runs.checkpoint import MANIFEST, require_readable
 from cifar10_accel.settings import Settings
 
 HOOKS = ("on_fit_start", "on_step_end", "on_epoch_end", "on_fit_end")
@@ -242,16 +241,7 @@ class Callbacks:
             shown = name.split(" ", 1)[1]
             with user_code(shown, setting="callbacks"):
                 state = callback.state_dict()
-            buffer = io.BytesIO()
-            try:
-                torch.save(state, buffer)
-                buffer.seek(0)
-                torch.load(buffer, weights_only=True)
-            except Exception as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise InputError(
-                    f"callbacks: the state_dict of {shown} may have tensors and plain values only ({reason})"
-                ) from None
+            require_readable(state, f"callbacks: the state_dict of {shown}")
             yield name, state
 
     def _agree(self, context: CallbackContext) -> None:

@@ -1,9 +1,14 @@
 """A test of torch.compile: it needs tools of the machine that PyTorch does not bring."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from cifar10_accel.errors import MachineError
+
+RECOMPILE_LIMIT = 64
 
 
 def require_compiler(device: torch.device) -> None:
@@ -23,6 +28,16 @@ def require_compiler(device: torch.device) -> None:
             f"compile: torch.compile does not work on this machine ({_reason(error)}); install what is missing "
             "(a C++ compiler such as g++ and Python's headers; for a GPU also Triton), or give --no-compile"
         ) from None
+
+
+@contextmanager
+def many_compiled_models(is_compiled: bool) -> Iterator[None]:
+    """Context in which a process compiles all its models; torch stops, but for a warning, after eight of one class."""
+    if not is_compiled:
+        yield
+        return
+    with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+        yield
 
 
 def _reason(error: Exception) -> str:

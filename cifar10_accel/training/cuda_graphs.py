@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class CudaGraphs:
-    """Graphs of one run's steps, one for each shape of its batches.
+    """Graphs of one run's steps: the one for the present shape of its batches.
 
     A graph reads and writes the same memory in every launch. So weights, gradients, momentum, averaged weights and
     metrics must stay where they are, and what changes from step to step must come from the batches or from tensors on
@@ -58,6 +58,9 @@ class CudaGraphs:
             MachineError: The step cannot be recorded.
         """
         shapes = tuple(batch.images.shape for batch in batches)
+        if shapes not in self._num_eager and self._graphs:
+            self._graphs.clear()  # of small images, which do not come back; it would keep its memory
+            torch.cuda.empty_cache()
         if self._num_eager[shapes] < EAGER_STEPS:
             self._num_eager[shapes] += 1
             return step(batches)

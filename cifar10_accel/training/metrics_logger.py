@@ -62,10 +62,12 @@ class MetricsLogger:
                 the last call.
         """
         totals = state.accelerator.reduce(state.metrics_since_log)
-        self._reader.read(totals, partial(self._log_line, state, step=state.step, lr=lr))
+        self._reader.finish()  # a GPU has then computed the steps before the last call
+        seconds = state.stopwatch.lap()
+        self._reader.read(totals, partial(self._log_line, state, step=state.step, lr=lr, seconds=seconds))
         state.metrics_since_log.zero_()
 
-    def _log_line(self, state: TrainingState, totals: Tensor, *, step: int, lr: float) -> None:
+    def _log_line(self, state: TrainingState, totals: Tensor, *, step: int, lr: float, seconds: float) -> None:
         require_finite(totals, f"the loss near step {step}, lr {lr:g},")
         loss, correct, num_images = totals.tolist()
         new = (loss, correct, num_images)
@@ -76,7 +78,7 @@ class MetricsLogger:
             "train/accuracy": correct / num_images,
             "lr": lr,
             **({} if is_import_path(self._settings.optimizer) else {"momentum": self._settings.momentum}),
-            "images_per_second": num_images / state.stopwatch.lap(),
+            "images_per_second": num_images / seconds,
         }
         self._log(self._last_metrics, step=step)
         self._progress.update(step, self._last_metrics["images_per_second"])

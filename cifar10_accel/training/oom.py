@@ -20,6 +20,8 @@ from cifar10_accel.training.step import forward
 # Messages of CUDA's libraries and of the CPU allocator; torch.OutOfMemoryError covers only its own allocator.
 SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
+MODEL, AUGMENTATION = 1, 2  # the parts of a step that may need too much memory
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,10 +31,14 @@ def fit_micro_batch(state: TrainingState, setup: RunSetup) -> RunSetup:
     All ranks must call this; all get the same number. The state is not changed.
 
     Raises:
-        OutOfResourcesError: Not even one image at a time fits.
+        OutOfResourcesError: Not even one image at a time fits, or not the augmentation of a batch.
         SettingsError: The loss does not depend on a parameter, and there are several processes.
     """
-    while _any_rank(state, _runs_out(state, setup)):
+    while part := _part_of_all_ranks(state, _part_that_runs_out(state, setup)):
+        if part == AUGMENTATION:
+            raise OutOfResourcesError(
+                f"out of memory in the augmentation of a batch of {setup.plan.batch_size} images; lower --batch-size"
+            )
         plan = setup.plan.with_smaller_micro_batches()
         if plan is None:
             raise OutOfResourcesError("out of memory with one image at a time; lower --width or take another device")
@@ -65,21 +71,27 @@ def explain_out_of_memory() -> Iterator[None]:
         ) from error
 
 
-def _runs_out(state: TrainingState, setup: RunSetup) -> bool:
-    """Try the next micro-batch at full image size, without DDP, so that no rank waits for another."""
+def _part_that_runs_out(state: TrainingState, setup: RunSetup) -> int:
+    """Try the next micro-batch at full image size, without DDP, so that no rank waits for another.
+
+    Returns:
+        AUGMENTATION, MODEL, or 0 if it fits.
+    """
     full_size = setup.with_plan(replace(setup.plan, low_res_epochs=0))
     buffers = [buffer.clone() for buffer in state.model.buffers()]
     recorder, state.recorder = state.recorder, None
+    part = AUGMENTATION  # of all images of a step at once, however many micro-batches there are
     try:
         batch = next(full_size.loader.batches(state.step, state.step + 1))[0]
+        part = MODEL
         loss, _ = forward(state, state.model, batch)
         state.accelerator.backward(loss)
         _require_gradients(state)
-        return False
+        return 0
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        return True
+        return part
     finally:
         state.recorder = recorder
         state.optimizer.zero_grad()
@@ -99,11 +111,11 @@ def _require_gradients(state: TrainingState) -> None:
         )
 
 
-def _any_rank(state: TrainingState, flag: bool) -> bool:
-    if flag and torch.cuda.is_available():
+def _part_of_all_ranks(state: TrainingState, part: int) -> int:
+    """Return the part that runs out of memory on some rank, the same on all ranks."""
+    if part and torch.cuda.is_available():
         torch.cuda.empty_cache()  # the failed attempt has reserved blocks of other sizes
-    flags = state.accelerator.gather(torch.tensor([flag], device=state.accelerator.device))
-    return bool(flags.any())
+    return int(state.accelerator.gather(torch.tensor([part], device=state.accelerator.device)).max())
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -27,7 +27,7 @@ NUM_GRID_IMAGES = 40  # images in each figure
 
 def write_results(
     folder: RunFolder, tracker: Tracker, dataset: Dataset, evaluation: Evaluation, *, summary: dict[str, Any]
-) -> dict[str, Any]:
+) -> None:
     """Write predictions, figures, report.html and, last, summary.json, and log tables of images.
 
     Only the main process may call this.
@@ -37,10 +37,7 @@ def write_results(
         tracker: Receives the tables and the summary.
         dataset: The data set that was evaluated.
         evaluation: Predictions on the test set and the hold-out.
-        summary: Final metrics of the run.
-
-    Returns:
-        The summary as written, with the confusion matrix and the best hold-out accuracy added.
+        summary: Final metrics of the run; the confusion matrix and the best hold-out accuracy are added.
 
     Raises:
         OutOfResourcesError: The folder cannot be written.
@@ -64,7 +61,6 @@ def write_results(
     _log_images(tracker, "misclassified", dataset, test, worst_mistakes(test, NUM_TABLE_ROWS))
     _log_images(tracker, "correct", dataset, test, most_confident_correct(test, NUM_TABLE_ROWS))
     tracker.log_summary(summary)
-    return summary
 
 
 def _write_report(

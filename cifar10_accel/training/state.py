@@ -17,10 +17,11 @@ from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import SettingsError
 from cifar10_accel.models.fine_tuning import freeze, load_fitting, read_weights
 from cifar10_accel.models.imported import output_for_blank_images
+from cifar10_accel.models.narrow_image_conv import correct_narrow_images
 from cifar10_accel.models.registry import build_model, fit_whitening
 from cifar10_accel.models.small_image_conv import speed_up_small_images
 from cifar10_accel.randomness import seed_for
-from cifar10_accel.runs.checkpoint import CheckpointData, load_into
+from cifar10_accel.runs.checkpoint import CheckpointData, load_into, require_readable
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.callbacks import Callbacks
 from cifar10_accel.training.compilation import require_compiler
@@ -74,6 +75,8 @@ class TrainingState:
         for group in optimizer["param_groups"]:
             if isinstance(group["lr"], Tensor):  # where steps are CUDA graphs
                 group["lr"] = group["lr"].item()
+        if is_import_path(self.settings.optimizer):
+            require_readable(optimizer, f"optimizer: the state_dict of {self.settings.optimizer}")
         return CheckpointData(
             step=self.step,
             model=self.model.state_dict(),
@@ -145,6 +148,7 @@ def build_state(setup: RunSetup, *, is_resumed: bool = False) -> TrainingState:
         _require_small_images(model, settings, dataset.image_format)
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         speed_up_small_images(model)
+        correct_narrow_images(model)
     if settings.whitening:
         fit_whitening(model, some_training_images(dataset, accelerator.device))
     if settings.init_from is not None and not is_resumed:

@@ -97,7 +97,6 @@ def test_pickle_in_a_checkpoint(name: str, run: Path, marker: Path, tmp_path: Pa
     ("name", "changes"),
     [
         ("no files", {"files": {}}),
-        ("files elsewhere", {"files": {"../../../secret": {"bytes": 1, "sha256": "0"}}}),
         ("a list", {"files": []}),
         ("a step that is no number", {"step": "last"}),
     ],
@@ -113,6 +112,23 @@ def test_manifest_that_lies(name: str, changes: dict[str, Any], run: Path, fault
             checkpoint.load(path)
         assert caught.value.exit_code == 3
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../outside", "{folder}/outside", "../step-000001/training.pt", ".."])
+def test_manifest_that_names_files_elsewhere(name: str, run: Path, fault: OpenFault) -> None:
+    """The file is there, with the size and digest of the manifest."""
+    path = run / "checkpoints" / "step-000001"
+    vouch(path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    outside = path.parent / "outside"
+    outside.write_bytes((path / "training.pt").read_bytes())
+    given = name.format(folder=path.parent)
+    files = manifest["files"] | {given: manifest["files"]["training.pt"]}
+    vouch(path, files=files)
+    with fault(f"manifest of a checkpoint names {name}", expected="refused in one line", code=3):
+        with pytest.raises(InputError, match=r"step-000001: .*(not in its folder|bytes, not)") as caught:
+            checkpoint.load(path)
+        assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("content", ["a pickle", "an array of objects"])

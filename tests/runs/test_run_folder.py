@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from training_commands import TINY
 
 from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import InputError, OutOfResourcesError, Preempted, SettingsError
-from cifar10_accel.runs.run_folder import RunFolder
+from cifar10_accel.runs.run_folder import RESULTS, RunFolder
 from cifar10_accel.settings import Settings
+from cifar10_accel.train import fit
 
 
 def _preempt(run: Path) -> RunFolder:
@@ -139,3 +141,38 @@ def test_a_full_disk_does_not_take_the_place_of_another_error(tmp_path: Path, fu
 
     with pytest.raises(InputError, match="the true reason"):
         train()
+
+
+def test_a_run_that_goes_on_has_no_results_of_its_earlier_end(tmp_path: Path) -> None:
+    run = fit(Settings(**TINY | {"run_dir": tmp_path / "run", "max_steps": 1}))
+    assert run.summary["step"] == 1
+    assert set(RESULTS) - {path.name for path in run.path.iterdir()} == {"robustness.json", "robustness.png"}
+    (run.path / "robustness.json").write_text("{}")
+    folder = RunFolder(run.path)
+    folder.open(run.settings)
+    assert run.summary["step"] == 1  # it may still turn out that there is nothing to train
+    with pytest.raises(Preempted), folder.record_status(is_main=True):
+        raise Preempted(15, step=1, stop_step=2)
+    assert not {path.name for path in run.path.iterdir()} & set(RESULTS)
+    assert run.summary == {}
+    with pytest.raises(InputError):
+        run.predictions()
+
+
+def test_a_training_that_cannot_begin_leaves_its_reason_and_no_lock(tmp_path: Path) -> None:
+    settings = Settings(**TINY | {"run_dir": tmp_path / "run", "max_steps": 1})
+    for _ in range(2):
+        with pytest.raises(
+            SettingsError, match="no_such_tracker"
+        ) as kept:  # the exception keeps the folder's lock alive
+            fit(settings.replace(tracker="no_such_tracker:Tracker"))
+        status = RunFolder(tmp_path / "run").read_json("status.json")
+        assert (status["state"], status["exit_code"]) == ("failed", kept.value.exit_code)
+        assert "no_such_tracker" in status["reason"]
+
+
+def test_a_finished_run_that_has_nothing_to_train_is_not_locked(tmp_path: Path) -> None:
+    settings = Settings(**TINY | {"run_dir": tmp_path / "run", "max_steps": 1})
+    run = [fit(settings) for _ in range(2)][1]
+    with FileLock(run.path / ".lock", timeout=0):
+        pass

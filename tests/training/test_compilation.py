@@ -15,6 +15,7 @@ from training_commands import TINY, flags, run_python
 from cifar10_accel.data.dataset import Dataset, Split
 from cifar10_accel.errors import MachineError
 from cifar10_accel.settings import Settings
+from cifar10_accel.train import fit
 from cifar10_accel.training.accelerator import make_accelerator
 from cifar10_accel.training.compilation import require_compiler
 from cifar10_accel.training.evaluation import evaluate_split
@@ -100,6 +101,28 @@ def test_several_models_of_a_process_are_compiled_once(precision: str, monkeypat
     assert numbers[0] >= 4  # training at two sizes, evaluation, loss
     assert numbers == [numbers[0]] * 3
     assert all(isinstance(side, int) for shapes in graphs for shape in shapes for side in shape)
+
+
+def test_many_different_models_of_a_process_are_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They share the code of a class, of which torch compiles eight forms by itself."""
+    graphs: list[int] = []
+    original = torch.compile
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model, **_: original(model, backend=count, dynamic=False))
+    torch._dynamo.reset()
+    limit = torch._dynamo.config.recompile_limit
+    numbers = []
+    for width in range(4, 12, 2):
+        settings = TINY | {"compile": True, "width": width, "max_steps": 1, "run_dir": tmp_path / str(width)}
+        fit(Settings(**settings))
+        numbers.append(len(graphs))
+    new = np.diff(numbers)
+    assert new.min() >= 2  # training and evaluation
+    assert torch._dynamo.config.recompile_limit == limit
 
 
 def _train_and_evaluate(settings: Settings, dataset: Dataset) -> None:

@@ -47,10 +47,16 @@ def take(batches: list[Batch]) -> Tensor:
 
 
 def test_the_first_steps_of_each_shape_are_not_graphs(graphs: CudaGraphs) -> None:
-    results = [graphs.take_step(take, batch_of(size)).item() for size in (4, 4, 4, 8, 8, 4, 8)]
+    results = [graphs.take_step(take, batch_of(size)).item() for size in (4, 4, 4, 4, 8, 8, 8, 8)]
     assert EAGER_STEPS == 2
-    assert results == [4, 4, 104, 8, 8, 104, 108]
+    assert results == [4, 4, 104, 104, 8, 8, 108, 108]
     assert [shape[-1] for shape in FakeGraph.recorded] == [4, 8]
+
+
+def test_the_graph_of_small_images_does_not_keep_its_memory(graphs: CudaGraphs) -> None:
+    for size in (4, 4, 4, 8):
+        graphs.take_step(take, batch_of(size))
+    assert graphs.num_recorded == 0
 
 
 def test_without_memory_for_a_graph_training_goes_on(

@@ -1,6 +1,7 @@
 """Out of memory: the batch size stays, the micro-batches get smaller, the same on all ranks."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from training_commands import TINY, flags, run_python
 
 from cifar10_accel import train as train_module
 from cifar10_accel.data.batch_plan import BatchPlan
+from cifar10_accel.data.loader import TrainingLoader
 from cifar10_accel.errors import OutOfResourcesError
 from cifar10_accel.models.resnet9 import ResNet9
 from cifar10_accel.runs.metrics_jsonl import read_metrics
@@ -63,6 +65,23 @@ def test_one_image_that_does_not_fit_ends_the_run(tmp_path: Path, monkeypatch: p
         fit(Settings(**TINY, run_dir=tmp_path / "run"))
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 5)
+
+
+def test_an_augmentation_that_does_not_fit_names_the_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All images of a step are augmented at once: smaller micro-batches would not help."""
+    calls = []
+
+    def batches(loader: TrainingLoader, *_: Any) -> Iterator[Any]:
+        calls.append(loader)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    monkeypatch.setattr(TrainingLoader, "batches", batches)
+    with pytest.raises(OutOfResourcesError, match=r"in the augmentation of a batch of .* images; lower --batch-size"):
+        fit(Settings(**TINY, run_dir=tmp_path / "run"))
+    assert len(calls) == 1
 
 
 def test_another_error_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import GradientState
 
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
@@ -31,6 +32,24 @@ def test_each_run_has_its_own_precision(tmp_path: Path) -> None:
     ]
     assert losses[0] == losses[2] != losses[1]
     assert own.mixed_precision == "no"
+
+
+def test_accumulation_of_the_callers_accelerator_is_its_own(tmp_path: Path) -> None:
+    """Accelerate keeps one count of accumulated batches for all optimizers of a process."""
+    own = Accelerator(gradient_accumulation_steps=4)
+    model = own.prepare(torch.nn.Linear(1, 1))
+    with own.accumulate(model):
+        assert not own.sync_gradients
+        seen = []
+
+        class Watch:
+            def on_step_end(self, context: object) -> None:
+                seen.append(GradientState().sync_gradients)
+
+        fit(Settings(**SMALL, run_dir=tmp_path / "run"), callbacks=[Watch()])
+        assert seen == [True]
+        assert not own.sync_gradients
+    assert own.gradient_accumulation_steps == 4
 
 
 def test_a_resumed_run_keeps_the_date_of_its_first_start(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from cifar10_accel.settings import Settings
 from cifar10_accel.training.accelerator import run_on_main
 from cifar10_accel.training.dynamics_recorder import DynamicsRecorder
 from cifar10_accel.training.oom import explain_out_of_memory, fit_micro_batch
+from cifar10_accel.training.process_state import restored_random_numbers
 from cifar10_accel.training.setup import RunSetup, require_sizes_that_fit
 from cifar10_accel.training.state import TrainingState, build_state
 from cifar10_accel.training.step import train_step
@@ -122,20 +123,15 @@ def _can_train(setup: RunSetup, recipe: str) -> bool:
 @contextmanager
 def _undone(accelerator: Accelerator) -> Iterator[None]:
     """Context after which random numbers, the loss scale and Accelerate's list of models are as before."""
-    device, scaler = accelerator.device, accelerator.scaler
-    random_state = torch.get_rng_state()
-    on_device = None if device.type == "cpu" else torch.get_device_module(device)
-    random_state_on_device = on_device.get_rng_state() if on_device is not None else None
+    scaler = accelerator.scaler
     loss_scale = None if scaler is None else scaler.state_dict()
     try:
-        yield
+        with restored_random_numbers():
+            yield
     finally:
         accelerator.free_memory()
         if scaler is not None and loss_scale is not None:
             scaler.load_state_dict(loss_scale)
-        if on_device is not None:
-            on_device.set_rng_state(random_state_on_device)
-        torch.set_rng_state(random_state)
 
 
 def time_steps(setup: RunSetup, *, seconds: float, may_give_up: bool) -> StepTimes:
