@@ -67,6 +67,8 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     if isinstance(value, ModuleType | logging.Logger):  # both lead to everything else in the process
         yield f"{value.__name__ if isinstance(value, ModuleType) else value.name};".encode()
         return
+    if type(value).__name__ == "RemovableHandle":  # of a hook of torch, numbered in the order in which they were made
+        return
     path = _import_path(value)
     if path or id(value) in seen:
         yield f"{path or 'seen'};".encode()
@@ -150,7 +152,13 @@ def _model_parts(model: Any, seen: dict[int, Any]) -> Iterator[bytes]:
 
 
 def _array_parts(array: Any) -> Iterator[bytes]:
-    """Yield type, shape and bytes of a tensor, or of a NumPy array."""
+    """Yield type, shape and bytes of a tensor, or of a NumPy array.
+
+    A parameter of a lazy module has none of these before its first forward pass: only its class is yielded.
+    """
+    if hasattr(array, "materialize"):
+        yield type(array).__name__.encode()
+        return
     yield f"{array.dtype} {tuple(array.shape)};".encode()
     if hasattr(array, "untyped_storage"):
         import torch

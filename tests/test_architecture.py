@@ -1,8 +1,7 @@
 """Rules of the package that import-linter and ruff do not check: sizes, and who builds the Accelerator."""
 
 import ast
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
@@ -29,16 +28,5 @@ def test_folders_are_small() -> None:
 
 
 def test_the_accelerator_is_built_in_one_place() -> None:
-    builders = {str(path.relative_to(PACKAGE)) for path in MODULES if "= Accelerator(" in path.read_text()}
+    builders = {str(path.relative_to(PACKAGE)) for path in MODULES if re.search(r"\bAccelerator\(", path.read_text())}
     assert builders == {"training/accelerator.py"}
-
-
-def test_importing_the_package_imports_no_torch() -> None:
-    program = (
-        "import sys, cifar10_accel\n"
-        "assert cifar10_accel.Settings(recipe='smoke').epochs == 3\n"
-        "assert not {'torch', 'numpy', 'accelerate'} & set(sys.modules), 'a heavy library was imported'\n"
-        "assert callable(cifar10_accel.fit)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -207,3 +207,12 @@ def test_a_name_is_the_same_in_another_process() -> None:
     found = {run_python("-c", code, cwd=Path(__file__).parent, PYTHONHASHSEED=seed).stdout for seed in "12"}
     assert len(found) == 1
     assert "object:" in found.pop()
+
+
+def test_a_lazy_module_has_a_name() -> None:
+    """Its parameters have no shape before the first forward pass."""
+
+    def lazy(features: int) -> nn.Module:
+        return nn.Sequential(nn.LazyConv2d(features, 3), nn.LazyBatchNorm2d())
+
+    assert name_of(lazy(4)) == name_of(lazy(4)) != name_of(lazy(5))

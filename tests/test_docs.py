@@ -99,8 +99,7 @@ def test_commands_within_sentences_exist() -> None:
     for page in PAGES:
         for words in re.findall(r"`cifar10-accel ([a-z-]+(?: [a-z-]+)?)", page.read_text()):
             done = CliRunner().invoke(main, [*words.split(), "--help"])
-            first = CliRunner().invoke(main, [words.split()[0], "--help"])
-            assert 0 in (done.exit_code, first.exit_code), f"{page.name}: cifar10-accel {words}"
+            assert done.exit_code == 0, f"{page.name}: cifar10-accel {words}"
 
 
 def test_files_named_in_the_documentation_exist() -> None:

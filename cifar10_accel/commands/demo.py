@@ -1,5 +1,6 @@
 """Local web page with the predictions of a trained run: probabilities, Grad-CAM and nearest training images."""
 
+import logging
 import os
 import threading
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ img { image-rendering: pixelated }
 .caption-label { white-space: normal !important }
 """
 
+logger = logging.getLogger(__name__)
+
 Pixels = npt.NDArray[np.uint8]
 Captioned = list[tuple[Pixels, str]]
 
@@ -47,7 +50,7 @@ class Explanation:
     probabilities: dict[str, float]
     model_input: Pixels  # its pixels, enlarged, as RGB
     heat: Pixels | None  # the same in gray, with Grad-CAM for the most probable class; None without feature maps
-    nearest: Captioned  # training images, nearest first
+    nearest: Captioned  # training images, nearest first; none if the model uses no linear layer
 
 
 class Explainer:
@@ -56,7 +59,11 @@ class Explainer:
     def __init__(self, model: Classifier, dataset: Dataset, *, num_images: int) -> None:
         self.dataset, self.image_format = dataset, model.image_format
         self._model = model
-        self._training_images = NearestNeighbours(model, dataset.train, num_images=num_images)
+        self._training_images: NearestNeighbours | None = None
+        try:
+            self._training_images = NearestNeighbours(model, dataset.train, num_images=num_images)
+        except InputError as error:
+            logger.warning("no nearest training images: %s", error)
 
     @classmethod
     def from_run(cls, source: Path, *, num_images: int, data_dir: Path | None) -> "Explainer":
@@ -76,7 +83,7 @@ class Explainer:
             dict(zip(self._model.class_names, probabilities.tolist(), strict=True)),
             enlarged(pixels),
             self._heat(pixels, inputs, probabilities.argmax()),
-            self._nearest(features(self._model, inputs)[0]),
+            self._nearest(inputs),
         )
 
     def examples(self) -> Captioned:
@@ -91,9 +98,11 @@ class Explainer:
         except InputError:  # not of every model: a vision transformer has no feature maps
             return None
 
-    def _nearest(self, query: torch.Tensor) -> Captioned:
+    def _nearest(self, inputs: torch.Tensor) -> Captioned:
+        if self._training_images is None:
+            return []
         train = self.dataset.train
-        index, cosines = self._training_images.query(query, count=NUM_NEAREST)
+        index, cosines = self._training_images.query(features(self._model, inputs)[0], count=NUM_NEAREST)
         names = [self.dataset.class_names[label] for label in train.labels[index]]
         return [
             (enlarged(image), f"{cosine:.2f} {name} #{number}")

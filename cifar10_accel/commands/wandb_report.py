@@ -11,13 +11,12 @@ USUAL_METRIC = "val/accuracy"
 WIDTH, HALF = 24, 12  # of W&B's grid
 
 
-def create(path: str, *, sweep: str | None = None, title: str | None = None) -> str:
+def create(path: str, *, sweep: str | None = None) -> str:
     """Create a report and return its URL. Each call creates a new one.
 
     Args:
         path: The project, 'entity/project'.
         sweep: ID of a sweep in it, whose runs alone are shown; None for all runs.
-        title: Title of the report; None for a default one.
 
     Raises:
         InputError: There is no such project or sweep, nobody is logged in, the server does not respond, or the extra
@@ -40,7 +39,7 @@ def create(path: str, *, sweep: str | None = None, title: str | None = None) -> 
         report = wr.Report(
             entity=entity,
             project=project,
-            title=title or name,
+            title=name,
             width="fluid",
             blocks=[
                 wr.H1("Training"),

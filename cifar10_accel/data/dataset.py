@@ -1,6 +1,7 @@
 """Images and labels of a data set as checked arrays."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +37,8 @@ class Dataset:
     """Training, hold-out and test set of a run.
 
     Args:
-        name: Name of the data set, in results and on pages; never auto.
+        name: Its name in the titles of pictures and in `preview` and `robustness`; never auto. Results and pages have
+            what the setting `dataset` names.
         train: Images (N, H, W, C) uint8 with H = W in 8 .. 256 and C = 1 or 3, and labels (N,) of integers 0 .. K - 1.
         test: The same, of the same format; never used to choose anything.
         class_names: Names of the K classes; None: `class 0`, `class 1`, ...
@@ -67,6 +69,9 @@ class Dataset:
         train_split = checked_split(train, f"{name}, train")
         if class_names is None:
             class_names = [f"class {number}" for number in range(int(train_split.labels.max()) + 1)]
+        twice = next((one for one, count in Counter(map(str, class_names)).items() if count > 1), None)
+        if twice is not None:
+            raise InputError(f"dataset {name}: two classes have the name {twice!r}; give each a name of its own")
         splits = {
             "train": train_split,
             "test": checked_split(test, f"{name}, test"),

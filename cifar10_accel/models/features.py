@@ -8,28 +8,38 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from cifar10_accel.data.dataset import Split
+from cifar10_accel.errors import InputError
 
 BATCH_SIZE = 500
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the input of the model's last linear layer for each image, scaled to length 1: (N, channels).
+    """Return the input of the last linear layer that a model uses, scaled to length 1 for each image: (N, channels).
 
     Distances in these features follow the classes better than distances of pixels.
 
     Args:
-        model: Any model with a linear layer.
+        model: Any model that uses a linear layer.
         images: (N, C, H, W), as the model takes them.
+
+    Raises:
+        InputError: The model uses none.
     """
-    *_, head = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
-    head_inputs: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0]))
+    inputs_of_linear: list[Tensor] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs: inputs_of_linear.append(inputs[0]))
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear)
+    ]
     try:
         with torch.inference_mode():
             model(images)
     finally:
-        hook.remove()
-    return F.normalize(head_inputs[-1].float().flatten(1), dim=1)
+        for hook in hooks:
+            hook.remove()
+    if not inputs_of_linear:
+        raise InputError(f"model: a {type(model).__name__} uses no linear layer, whose input would be the features")
+    return F.normalize(inputs_of_linear[-1].float().flatten(1), dim=1)
 
 
 class NearestNeighbours:

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ def build_imported(
     """Build the model that `settings.model` names: timm:NAME, or the import path of a callable or of a module object.
 
     A callable gets those of num_classes, in_channels and image_size that its signature names (num_classes also if it
-    takes any keyword), the settings of ModelSettings that were given, and `model_args`. A module object is copied.
+    takes any keyword), the settings of ModelSettings that were given, and `model_args`. A module that exists already is
+    copied: one given as an object, and what a callable object returns, which may be such a one.
 
     Raises:
         SettingsError: A setting was given that the model does not take.
@@ -37,6 +39,9 @@ def build_imported(
             model = copy.deepcopy(found)
     else:
         model = _call(found, settings, num_classes=num_classes, image_format=image_format, pretrained=pretrained)
+        if path.startswith(OBJECT_PREFIX):
+            with suppress(Exception):  # what cannot be copied stays as it is
+                model = copy.deepcopy(model)
     if not isinstance(model, nn.Module):
         raise InputError(f"model: {path} gave a {type(model).__name__}, not an nn.Module")
     require_logits(model, path, num_classes=num_classes, image_format=image_format)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SMALLEST_VARIANCE = 5e-4  # added to that of each component, so that noise is not amplified without limit
+
 Activation = Callable[[], nn.Module]
 
 
@@ -36,12 +38,11 @@ class Whitening(nn.Conv2d):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def fit(self, images: Tensor, *, smallest_variance: float = 5e-4) -> None:
+    def fit(self, images: Tensor) -> None:
         """Set the filters from normalised images (N, C, H, W).
 
         Args:
             images: Training images, or a part of them.
-            smallest_variance: Added to the variance of each component, so that noise is not amplified without limit.
         """
         height, width = self.kernel_size
         views = images.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, h, w, height, width)
@@ -51,7 +52,7 @@ class Whitening(nn.Conv2d):
         variances, components = torch.linalg.eigh(patches.T.cov())  # columns, from the least variance
         # The sign of an eigenvector is arbitrary: make its largest value positive.
         signs = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()
-        filters = (components * signs / (variances + smallest_variance).sqrt()).T.flip(0)
+        filters = (components * signs / (variances + SMALLEST_VARIANCE).sqrt()).T.flip(0)
         filters = torch.cat([filters, -filters]) if self.both_signs else filters
         self.weight.copy_(self.gain * filters.view_as(self.weight))
         if self.bias is not None:

@@ -40,7 +40,7 @@ def zoom(side: int) -> float:
     return float(max(1, SHOWN_SIDE // side)) if side <= SHOWN_SIDE // 2 else SHOWN_SIDE / side
 
 
-def make_sprite(images: Pixels, rows: Sequence[int], *, max_bytes: int = MAX_BYTES) -> Sprite:
+def make_sprite(images: Pixels, rows: Sequence[int]) -> Sprite:
     """Return a picture of these images, or of as many of them, from the first, as fit.
 
     It is lossless for images up to `LOSSLESS_SIDE`, of which the pixels can be seen; larger ones are compressed.
@@ -48,13 +48,12 @@ def make_sprite(images: Pixels, rows: Sequence[int], *, max_bytes: int = MAX_BYT
     Args:
         images: (N, S, S, 1 or 3), of any size S.
         rows: Images to take, in this order.
-        max_bytes: Size limit of the encoded picture.
     """
     side = min(images.shape[1], LARGEST_SIDE)
     kept = list(rows)[: LARGEST_PICTURE // side * COLUMNS]
     encoded = _encode(images[kept], side)
-    while len(encoded) > max_bytes:  # the compression ratio is only known afterwards
-        kept = kept[: int(len(kept) * 0.98 * max_bytes / len(encoded))]
+    while len(encoded) > MAX_BYTES:  # the compression ratio is only known afterwards
+        kept = kept[: int(len(kept) * 0.98 * MAX_BYTES / len(encoded))]
         encoded = _encode(images[kept], side)
     url = "data:image/webp;base64," + base64.b64encode(encoded).decode()
     places = {row: (place % COLUMNS, place // COLUMNS) for place, row in enumerate(kept)}

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cifar10_accel.cli import main
-from cifar10_accel.commands.demo import Explainer
+from cifar10_accel.commands.demo import Explainer, Explanation
 from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.models.classifier import Classifier
 
@@ -108,23 +108,41 @@ def test_images_of_another_format(size: int, channels: int) -> None:
     assert set(explanation.probabilities) == {"a", "b", "c"}
 
 
-def test_a_model_without_feature_maps_has_no_heat_map() -> None:
-    class Linear(nn.Module):
-        class_names = ("a", "b")
+class Head(nn.Module):
+    """A model of one layer, with what the demo needs of a Classifier."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(3 * 8 * 8, 2)
+    class_names = ("a", "b")
 
-        def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = self.head(images.flatten(1))
-            return logits
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.unused = nn.Linear(1, 1)  # as of an attention layer, which reads its weight and never calls it
+        self.head = head
+        self.last = nn.Linear(1, 1)
 
-        def probabilities(self, pixels: Tensor) -> Tensor:
-            return self(pixels.permute(0, 3, 1, 2) / 255).softmax(dim=1)
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(images.flatten(1) if isinstance(self.head, nn.Linear) else images)
+        return logits.flatten(1)
 
-    data = (np.zeros((4, 8, 8, 3), dtype=np.uint8), np.arange(4) % 2)
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        return self(pixels.permute(0, 3, 1, 2) / 255).softmax(dim=1)
+
+
+def explain(model: Any) -> Explanation:
+    """Return the explanation of the first of four images by a model."""
+    data = (np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8), np.arange(4) % 2)
     dataset = Dataset(name="own", train=data, test=data, class_names=["a", "b"])
-    model: Any = Linear()
     model.image_format = dataset.image_format
-    assert Explainer(model, dataset, num_images=4).explain(data[0][0]).heat is None
+    return Explainer(model, dataset, num_images=4).explain(data[0][0])
+
+
+def test_a_model_without_feature_maps_has_no_heat_map() -> None:
+    explanation = explain(Head(nn.Linear(3 * 8 * 8, 2)))
+    assert explanation.heat is None
+    assert explanation.nearest[0][1].startswith("1.00 a #0")
+
+
+def test_a_model_without_a_linear_layer_has_no_nearest_images(capfd: pytest.CaptureFixture[str]) -> None:
+    explanation = explain(Head(nn.Conv2d(3, 2, 8)))
+    assert explanation.nearest == []
+    assert sum(explanation.probabilities.values()) == pytest.approx(1)
+    assert "no nearest training images: model: a Head uses no linear layer" in capfd.readouterr().err

@@ -189,6 +189,54 @@ def test_a_model_that_shares_weights_is_exported(form: str, run_folder: Path, tm
 # --- The folder for the Hub ---
 
 
+class Unsaved(torch.nn.Module):
+    """A model with a buffer that no file has."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.arange(1.0, 4.0), persistent=False)
+        self.head = torch.nn.Linear(3, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(images.mean(dim=(2, 3)) * self.scale)
+        return logits
+
+
+class Complex(torch.nn.Module):
+    """A model with complex weights."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3, num_classes, dtype=torch.complex64)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(images.mean(dim=(2, 3)).to(torch.complex64)).abs()
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Tied", "second.weight is the same tensor as first.weight"),
+        ("Unsaved", "the buffer scale is not persistent"),
+        ("Complex", "head.weight is complex"),
+    ],
+)
+def test_a_folder_that_transformers_would_misread_has_no_code_for_it(
+    name: str, reason: str, run_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = Classifier(model_settings={"model": f"{__name__}:{name}"}, class_names=["a", "b"]).eval()
+    read = hub.write_hub(model, locate_checkpoint(run_folder)[1], tmp_path / "hub")
+    assert f"transformers does not, since {reason}" in capfd.readouterr().err
+    assert {path.name for path in (tmp_path / "hub").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert "auto_map" not in config
+    assert "metadata" in config
+    assert "transformers" not in (tmp_path / "hub" / "README.md").read_text()
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(read(images), model(images))
+
+
 def test_the_cards_code_runs(run_folder: Path, tmp_path: Path) -> None:
     card = (exported(run_folder, "hub", tmp_path / "hub") / "README.md").read_text()
     images = torch.rand(3, 3, 32, 32)

@@ -167,3 +167,50 @@ def test_arrays_of_another_kind_are_refused(part: Any, message: str) -> None:
 def test_what_is_no_data_set_is_refused(found: Any, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         to_dataset(found, name="own.data:load")
+
+
+class NamedClasses(list[tuple[Any, int]]):
+    """Items with the names of their classes, which each part numbers by itself, as torchvision's ImageFolder does."""
+
+    def __init__(self, classes: list[str], labels: list[int]) -> None:
+        super().__init__((IMAGES[label], label) for label in labels)
+        self.classes = classes
+
+
+def test_labels_are_matched_by_the_names_of_the_classes() -> None:
+    """One class has no test images, and the hold-out has another order."""
+    parts = {
+        "train": NamedClasses(["ant", "bee", "cat"], [0, 1, 2]),
+        "test": NamedClasses(["ant", "cat"], [0, 1, 1]),
+        "valid": NamedClasses(["cat", "bee", "ant"], [0, 1, 2]),
+    }
+    dataset = to_dataset(parts, name="own")
+    assert dataset.class_names == ("ant", "bee", "cat")
+    assert dataset.test.labels.tolist() == [0, 2, 2]
+    assert dataset.val is not None
+    assert dataset.val.labels.tolist() == [2, 1, 0]
+    parts["test"] = NamedClasses(["ant", "dog"], [0, 1])
+    with pytest.raises(InputError, match=r"own, test: the training set has no class 'dog' \(it has ant, bee, cat\)"):
+        to_dataset(parts, name="own")
+    parts["test"] = NamedClasses(["ant", "cat"], [0, -1])  # as Hugging Face has images without a label
+    with pytest.raises(InputError, match=r"own, test: labels are -1 \.\. 0 for 2 classes"):
+        to_dataset(parts, name="own")
+
+
+def test_parts_that_are_not_used_are_named(capfd: pytest.CaptureFixture[str]) -> None:
+    part = NamedClasses(["ant", "bee"], [0, 1])
+    to_dataset({"train": part, "test": part, "unsupervised": part}, name="own")
+    assert "dataset own: unsupervised not used, only train, test and val" in capfd.readouterr().err
+
+
+def test_labels_that_are_no_whole_numbers_are_refused() -> None:
+    part = [(IMAGES[0], 0.0), (IMAGES[1], 1.9)]
+    with pytest.raises(InputError, match=r"own, train: a label is 1\.9; expected whole numbers"):
+        to_dataset((part, part), name="own")
+    whole = [(IMAGES[0], 0.0), (IMAGES[1], "1")]
+    assert to_dataset((whole, whole), name="own").train.labels.tolist() == [0, 1]
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    with pytest.raises(InputError, match="own: two classes have the name 'crane'"):
+        Dataset(name="own", train=(IMAGES, LABELS), test=(IMAGES, LABELS), class_names=["crane", "ox", "crane"])

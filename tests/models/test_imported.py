@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cifar10_accel.components import named_objects
 from cifar10_accel.data.image_format import CIFAR10_IMAGES, ImageFormat
 from cifar10_accel.errors import InputError, SettingsError
 from cifar10_accel.models.registry import build_model
@@ -72,6 +73,17 @@ def test_a_module_object_is_copied() -> None:
     model = build("INSTANCE")
     assert model is not INSTANCE
     assert torch.equal(model.head.weight, INSTANCE.head.weight)  # type: ignore[union-attr]
+
+
+def test_a_module_that_a_callable_object_returns_is_copied() -> None:
+    existing = Net(10, 3)
+    name = "object:factory@0"
+    with named_objects({name: lambda: existing}):
+        model = build(name)
+    assert model is not existing
+    assert torch.equal(model.head.weight, existing.head.weight)  # type: ignore[union-attr]
+    with named_objects({name: lambda: UNCOPIED}):
+        assert build(name) is UNCOPIED
 
 
 @pytest.mark.parametrize(

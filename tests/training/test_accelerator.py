@@ -1,17 +1,22 @@
-"""The launch: memory that is kept, and what a launch file may not change."""
+"""The launch: memory that is kept, kernels that are chosen, and what a launch file may not change."""
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from training_commands import TINY, flags, run_python
 from trainings import assert_same_bits
+
+from cifar10_accel import CallbackContext, Settings, fit
 
 # Page faults of filling 64 MB (16,384 pages) a second time, before and after.
 PROGRAM = """
 import resource
 import numpy as np
-from cifar10_accel.training.accelerator import _keep_freed_memory
+from cifar10_accel import Settings
+from cifar10_accel.training.accelerator import make_accelerator
 
 def faults():
     np.ones(64 << 20, np.uint8)
@@ -20,7 +25,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 print(faults())
-_keep_freed_memory()
+make_accelerator(Settings(recipe="smoke"))
 print(faults())
 """
 
@@ -31,6 +36,23 @@ def test_freed_memory_is_used_again(tmp_path: Path) -> None:
     before, after = map(int, run_python("program.py", cwd=tmp_path).stdout.split())
     assert after < 100
     assert before > 10 * max(1, after)
+
+
+class KernelChoice:
+    """A callback that writes down whether only deterministic kernels are used."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def on_step_end(self, context: CallbackContext) -> None:
+        self.seen.append(torch.are_deterministic_algorithms_enabled())
+
+
+@pytest.mark.parametrize("changes", [{}, {"deterministic": False}, {"deterministic": True}], ids=str)
+def test_kernels_are_deterministic_only_if_asked_for(changes: dict[str, Any], tmp_path: Path) -> None:
+    choice = KernelChoice()
+    fit(Settings(**TINY | {"run_dir": tmp_path / "run", "max_steps": 1} | changes), callbacks=[choice])
+    assert choice.seen == [changes.get("deterministic", False)]
 
 
 def test_variables_of_a_launch_file_do_not_change_the_training(tmp_path: Path) -> None:

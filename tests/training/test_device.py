@@ -160,6 +160,18 @@ def test_the_average_of_weights_is_that_of_pytorch() -> None:
     assert ours.n_averaged == theirs.n_averaged == ours.module[1].num_batches_tracked == 4
 
 
+def test_complex_weights_are_averaged_too() -> None:
+    model = torch.nn.Linear(1, 1, dtype=torch.complex64)
+    average = make_average(model, 0.9)
+    assert average is not None
+    for value in (1 + 1j, 2 + 1j):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        average.update_parameters(model)
+        average.n_averaged += 1
+    torch.testing.assert_close(average.module.weight, torch.full_like(model.weight, 1.1 + 1j))
+
+
 def _dataset() -> Dataset:
     images = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
     split = Split(images, np.arange(200) % 10)

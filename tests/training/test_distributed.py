@@ -9,6 +9,7 @@ import pytest
 from training_commands import REPOSITORY, TINY, flags, run_python
 
 from cifar10_accel.errors import SettingsError
+from cifar10_accel.runs.dynamics import Dynamics
 from cifar10_accel.runs.metrics_jsonl import read_metrics
 from cifar10_accel.settings import Settings
 from cifar10_accel.training.accelerator import make_accelerator
@@ -63,7 +64,7 @@ def test_lr_order_and_pixels_are_those_of_one_process(
 
 
 def test_a_whole_run_on_two_processes(tmp_path: Path) -> None:
-    """One folder, one writer, exact evaluation, losses close to one process's, and an evaluation that agrees."""
+    """One folder, one writer, exact evaluation, metrics of all ranks' images, and an evaluation that agrees."""
     for count in (1, 2):
         args = flags(TINY | {"run_dir": tmp_path / f"run{count}"})
         done = run_python("-m", "cifar10_accel.train", *args, cwd=tmp_path, num_processes=count)
@@ -73,6 +74,10 @@ def test_a_whole_run_on_two_processes(tmp_path: Path) -> None:
     assert [line["step"] for line in one] == [line["step"] for line in two]
     assert [line.get("lr") for line in one] == [line.get("lr") for line in two]
     assert one[0]["train/loss"] == pytest.approx(two[0]["train/loss"], abs=0.1)
+    recorded = Dynamics.load(tmp_path / "run2" / "dynamics.npz")  # of each image, in 3 epochs of 6 steps
+    for name, of_images in {"train/loss": recorded.loss, "train/accuracy": recorded.correct}.items():
+        means = np.reshape([line[name] for line in two if name in line], (3, 6)).mean(axis=1)
+        assert means == pytest.approx(of_images.mean(axis=1, dtype=float), rel=1e-3)
     predictions = np.load(tmp_path / "run2" / "predictions.npz")
     assert predictions["index"].tolist() == list(range(80))
     summary = json.loads((tmp_path / "run2" / "summary.json").read_text())
@@ -80,7 +85,8 @@ def test_a_whole_run_on_two_processes(tmp_path: Path) -> None:
     assert json.loads(again.stdout)["test/accuracy"] == summary["test/accuracy"]
 
 
-# Evaluates an untrained model on a test set that no number of ranks divides; prints the results.
+# Evaluates an untrained model, whose norm statistics differ between the ranks, on a test set that no number of ranks
+# divides; prints the results, for which the statistics of rank 0 count.
 EXACT = """
 import json, sys
 from cifar10_accel.data.datasets import load_dataset
@@ -93,6 +99,8 @@ settings = Settings(**json.loads(sys.argv[1]))
 accelerator = make_accelerator(settings)
 dataset = load_dataset(settings, seed=0)
 model = build_state(RunSetup(accelerator, settings, dataset)).model
+for buffer in model.buffers():
+    buffer += accelerator.process_index
 plain, tta = evaluate_split(accelerator, model, dataset.test, batch_size=7, tta=settings.tta)
 if accelerator.is_main_process:
     print(json.dumps([len(plain.label), plain.accuracy(), plain.loss.tolist(), tta.accuracy()]))
@@ -210,7 +218,7 @@ def test_the_range_test_is_the_same_on_two_processes(tmp_path: Path) -> None:
 
 
 def test_accelerate_launches_two_processes_on_a_cpu(tmp_path: Path) -> None:
-    """The line the README gives."""
+    """The line for two CPU processes in docs/distributed.md."""
     config = REPOSITORY / "accelerate_config.yaml"
     command = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--multi_gpu", "--num_processes", "2"]
     done = run_python(*command, "-m", "cifar10_accel.train", *flags(TINY | {"run_dir": "run"}), cwd=tmp_path)

@@ -1,21 +1,63 @@
-"""Test-time augmentation of the least certain images only."""
+"""Test-time augmentation: the views and their mean, of all images and of the least certain ones."""
+
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from cifar10_accel.data.dataset import Split
+from cifar10_accel.data.image_format import CIFAR10_IMAGES
 from cifar10_accel.models.registry import build_model
 from cifar10_accel.settings import ModelSettings
-from cifar10_accel.training.evaluation import _least_certain, evaluate_split
+from cifar10_accel.training.evaluation import VIEWS, _least_certain, evaluate_split
+
+Floats = npt.NDArray[np.float64]
 
 
 @pytest.fixture
 def model() -> nn.Module:
     torch.manual_seed(0)
     return build_model(ModelSettings(width=4), num_classes=10)
+
+
+def both_flips(images: Floats, logits: Callable[[Floats], Floats]) -> Floats:
+    """The mean of the logits of images (N, C, H, W) and of their mirror images."""
+    return (logits(images) + logits(images[..., ::-1])) / 2
+
+
+def multicrop(images: Floats, logits: Callable[[Floats], Floats]) -> Floats:
+    """Half of the weight for the images, half for their shifts by one pixel along one diagonal; each is flipped too."""
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    shifted = [both_flips(padded[..., part, part], logits) for part in (slice(0, -2), slice(2, None))]
+    return both_flips(images, logits) / 2 + sum(shifted) / 4
+
+
+@pytest.mark.parametrize(("tta", "views"), [("flip", both_flips), ("multicrop", multicrop)])
+def test_the_logits_of_the_views_are_averaged(tta: str, views: Callable[..., Floats]) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(3 * 32 * 32, 10)
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    _, found = evaluate_split(
+        Accelerator(),
+        nn.Sequential(nn.Flatten(), linear, nn.Tanh()),
+        Split(pixels, np.arange(7)),
+        batch_size=3,
+        tta=tta,
+    )
+    weight, bias = (parameter.detach().double().numpy() for parameter in (linear.weight, linear.bias))
+    images = ((pixels / 255 - CIFAR10_IMAGES.mean) / CIFAR10_IMAGES.std).transpose(0, 3, 1, 2)
+    expected = np.exp(views(images, lambda images: np.tanh(images.reshape(len(images), -1) @ weight.T + bias)))
+    assert found is not None
+    np.testing.assert_allclose(found.probabilities, expected / expected.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize("tta", VIEWS)
+def test_the_weights_of_the_views_sum_to_one(tta: str) -> None:
+    assert sum(weight for weight, *_ in VIEWS[tta]) == 1
 
 
 @pytest.mark.parametrize("batch_size", [5, 100])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import deque
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -60,6 +61,17 @@ class PerImage(nn.Module):
         return F.cross_entropy(logits, labels, reduction="none")
 
 
+class LearnedScale(nn.Module):
+    """A loss with a parameter, which nothing would train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.scale * F.cross_entropy(logits, labels)
+
+
 def raising_loss(logits: Tensor, labels: Tensor) -> Tensor:
     raise KeyError("weights")
 
@@ -78,6 +90,11 @@ def test_a_loss_of_ones_own_gives_the_bits_of_the_built_in_one(tmp_path: Path) -
     ("changes", "error", "message"),
     [
         ({"loss": f"{HERE}:raising_loss"}, InputError, "loss: .*raising_loss raised KeyError"),
+        (
+            {"loss": f"{HERE}:LearnedScale"},
+            SettingsError,
+            "loss: .* has the parameter 'scale', but the optimizer trains",
+        ),
         ({"loss": f"{HERE}:number_loss"}, InputError, "returned a float, not a tensor"),
         ({"loss": f"{HERE}:PerImage", "label_smoothing": 0.1}, SettingsError, "label_smoothing: .* does not take it"),
         ({"class_weights": "1,2"}, SettingsError, "2 weights for 10 classes"),
@@ -385,3 +402,17 @@ def test_a_model_that_cannot_be_copied_has_no_average(tmp_path: Path) -> None:
     assert fit(Settings(**values, run_dir=tmp_path / "plain", max_steps=2)).summary["step"] == 2
     with pytest.raises(InputError, match=r"copying .*:Uncopied for ema_decay raised TypeError \(cannot pickle"):
         fit(Settings(**values, run_dir=tmp_path / "averaged", ema_decay=0.9))
+
+
+class Forgetful(torch.optim.SGD):
+    """An optimizer whose state has an object that a checkpoint cannot give back."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr=lr)
+        self.param_groups[0]["history"] = deque([1.0])
+
+
+def test_an_optimizer_whose_state_cannot_be_read_back_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"optimizer: the state_dict of .*Forgetful may have tensors and plain values"):
+        train(tmp_path / "run", optimizer=f"{HERE}:Forgetful", max_steps=1)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())

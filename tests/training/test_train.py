@@ -1,12 +1,14 @@
 """Complete runs in this process: their folder, resuming, settings that must not change the weights."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 from training_commands import TINY
 from trainings import status_of
 
@@ -35,6 +37,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     newest = checkpoint.newest(folder / "checkpoints")
     assert newest is not None
     return checkpoint.load(newest).model
+
+
+class WithoutNorms(nn.Sequential):
+    """A model without batch norm, which writes down whether its published weights are asked for."""
+
+    asked: ClassVar[list[bool]] = []
+
+    def __init__(self, num_classes: int, width: int, pretrained: bool = False) -> None:
+        super().__init__(
+            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, width), nn.ReLU(), nn.Linear(width, num_classes)
+        )
+        self.asked.append(pretrained)
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -271,12 +285,44 @@ def test_the_range_test_leaves_no_files(straight: Path, tmp_path: Path) -> None:
     assert_same_weights(straight, tmp_path / "run")
 
 
-def test_accumulation_changes_nothing_but_the_norm_statistics(straight: Path, tmp_path: Path) -> None:
-    """The same LR and images; batch norm sees smaller micro-batches, so losses are close, not equal."""
-    run(tmp_path / "run", grad_accum_steps=2)
-    first, second = (read_metrics(folder / "metrics.jsonl") for folder in (straight, tmp_path / "run"))
-    assert [line.get("lr") for line in first] == [line.get("lr") for line in second]
-    assert first[0]["train/loss"] == pytest.approx(second[0]["train/loss"], abs=0.1)
+def test_accumulation_changes_nothing_without_batch_norm(tmp_path: Path) -> None:
+    """Batch norm would see smaller micro-batches."""
+    folders = [tmp_path / "together", tmp_path / "accumulated"]
+    for folder, count in zip(folders, (1, 3), strict=True):
+        run(folder, model=f"{__name__}:WithoutNorms", grad_accum_steps=count)
+    first, second = ([line for line in read_metrics(folder / "metrics.jsonl") if "lr" in line] for folder in folders)
+    assert [line["lr"] for line in first] == [line["lr"] for line in second]
+    assert [line["train/loss"] for line in first] == pytest.approx([line["train/loss"] for line in second], rel=1e-5)
+    torch.testing.assert_close(*map(weights, folders), rtol=1e-4, atol=1e-6)
+
+
+def test_published_weights_are_asked_for_at_the_first_start_alone(tmp_path: Path) -> None:
+    WithoutNorms.asked.clear()
+    for stop in (3, None):
+        run(tmp_path / "run", model=f"{__name__}:WithoutNorms", pretrained=True, max_steps=stop)
+    assert WithoutNorms.asked == [True, False]
+
+
+def evaluated_as(*accuracies: float) -> Callable[..., dict[str, float]]:
+    """Return an evaluation at the end of an epoch that finds one of these accuracies after the other."""
+    remaining = iter(accuracies)
+    return lambda *_, **__: {"val/accuracy": next(remaining), "val/loss": 1.0}
+
+
+def test_the_best_accuracy_is_the_highest_of_all_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "_evaluate_epoch", evaluated_as(0.5, 0.99, 0.0))
+    summary = run(tmp_path / "run", epochs=4)
+    assert summary["val/best_accuracy"] == 0.99
+    assert summary["val/accuracy"] not in (0.5, 0.99, 0.0)  # of the last epoch
+
+
+@pytest.mark.parametrize(("min_delta", "steps"), [(0.01, STEPS), (0.05, 12)])
+def test_a_smaller_improvement_than_min_delta_is_none(
+    min_delta: float, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "_evaluate_epoch", evaluated_as(0.5, 0.52))
+    given = {"patience": 1, "min_delta": min_delta}
+    assert run(tmp_path / "run", callbacks="early_stopping", callback_args=given)["step"] == steps
 
 
 def test_tta_is_measured_on_test_set_and_hold_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +334,7 @@ def test_tta_is_measured_on_test_set_and_hold_out(tmp_path: Path, monkeypatch: p
     assert "val/accuracy_tta" not in run(tmp_path / "plain", max_steps=2)
 
 
-def test_a_speednet_learns_with_muon_and_a_whitened_stem(tmp_path: Path) -> None:
+def test_airbench94_learns_with_muon_and_a_whitened_stem(tmp_path: Path) -> None:
     techniques = {"whitening": True, "identity_init": True, "norm_scale": False, "norm_gain": 1.7, "optimizer": "muon"}
     summary = run(
         tmp_path / "run",

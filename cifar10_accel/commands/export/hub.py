@@ -2,12 +2,14 @@
 
 import io
 import json
+import logging
 import shutil
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Template
+from torch import nn
 
 from cifar10_accel.commands.export.files import Function
 from cifar10_accel.commands.export.metadata import metadata
@@ -29,6 +31,8 @@ AUTO_MAP = {
 # Of a run's data set: its name on the Hub.
 ON_THE_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 
+logger = logging.getLogger(__name__)
+
 
 def write_hub(model: Classifier, saved: Path, folder: Path) -> Function:
     """Write weights, config, the code that transformers loads them with, and a model card.
@@ -39,14 +43,37 @@ def write_hub(model: Classifier, saved: Path, folder: Path) -> Function:
         folder: The folder to write.
     """
     model.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    write_text(folder / "config.json", json.dumps(config | _for_transformers(model), indent=2) + "\n")
-    shutil.copyfile(HERE / f"{MODELING}.py", folder / f"{MODELING}.py")
-    if model.image_format.channels == 3:  # transformers opens every image as RGB
-        write_text(folder / "preprocessor_config.json", json.dumps(_preprocessing(model), indent=2) + "\n")
+    config = json.loads((folder / "config.json").read_text()) | {"metadata": metadata(model)}
+    obstacle = obstacle_for_transformers(model.model)
+    if obstacle:
+        logger.warning("hub: this package loads the folder, transformers does not, since %s", obstacle)
+    else:
+        config |= _for_transformers(model)
+        shutil.copyfile(HERE / f"{MODELING}.py", folder / f"{MODELING}.py")
+        if model.image_format.channels == 3:  # transformers opens every image as RGB
+            write_text(folder / "preprocessor_config.json", json.dumps(_preprocessing(model), indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_text(folder / "README.md", model_card(model, locate_checkpoint(saved)[0], step=checkpoint.step_of(saved)))
     with redirect_stdout(io.StringIO()):  # it prints the path
         return Classifier.from_pretrained(folder).eval()
+
+
+def obstacle_for_transformers(model: nn.Module) -> str:
+    """Return why transformers would give a model other values than its file has; empty if there is no reason.
+
+    It builds the model without values, and fills in tensor by tensor what the file has.
+    """
+    saved = model.state_dict(keep_vars=True)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name not in saved:
+            return f"the buffer {name} is not persistent"
+        if tensor.is_complex():
+            return f"{name} is complex"
+    first_names = dict[int, str]()
+    for name, tensor in saved.items():
+        if first_names.setdefault(id(tensor), name) != name:
+            return f"{name} is the same tensor as {first_names[id(tensor)]}"
+    return ""
 
 
 def model_card(model: Classifier, run: RunFolder, *, step: int) -> str:
@@ -66,6 +93,7 @@ def model_card(model: Classifier, run: RunFolder, *, step: int) -> str:
         environment=environment,
         class_names=model.class_names,
         images=model.image_format,
+        for_transformers=not obstacle_for_transformers(model.model),
         trained_on=_trained_on(settings.dataset),
         hub_dataset=ON_THE_HUB.get(settings.dataset),
         has_built_in_model=not is_import_path(settings.model),
@@ -89,7 +117,6 @@ def _for_transformers(model: Classifier) -> dict[str, Any]:
         "auto_map": AUTO_MAP,
         "id2label": {str(number): name for number, name in names.items()},
         "label2id": {name: number for number, name in names.items()},
-        "metadata": metadata(model),
     }
 
 

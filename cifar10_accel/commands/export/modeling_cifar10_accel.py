@@ -41,9 +41,11 @@ class Cifar10AccelForImageClassification(PreTrainedModel):
 
     def __init__(self, config: Cifar10AccelConfig) -> None:
         super().__init__(config)
-        classifier = Classifier(
-            model_settings=config.model_settings, class_names=config.class_names, images=config.images
-        )
+        # transformers builds models without values; buffers that are not in the file have theirs from here.
+        with torch.device("cpu"):
+            classifier = Classifier(
+                model_settings=config.model_settings, class_names=config.class_names, images=config.images
+            )
         self.model = classifier.model
         self.post_init()
 

@@ -70,6 +70,12 @@ def _imported_loss(settings: Settings, dataset: Dataset, *, device: torch.device
     if not callable(found):
         raise InputError(f"loss: {path} is a {type(found).__name__}, not a function of (logits, labels)")
     if isinstance(found, nn.Module):
+        trained = next((name for name, value in found.named_parameters() if value.requires_grad), None)
+        if trained is not None:
+            raise SettingsError(
+                f"loss: {path} has the parameter {trained!r}, but the optimizer trains the model alone; put it into "
+                "the model, or make it a buffer"
+            )
         found = found.to(device)
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:

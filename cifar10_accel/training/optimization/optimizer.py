@@ -138,7 +138,8 @@ class _ExponentialAverage(AveragedModel):
         floats: list[tuple[Tensor, Tensor]] = []
         others: list[tuple[Tensor, Tensor]] = []
         for average, value in pairs:
-            (floats if average.is_floating_point() else others).append((average, value))
+            is_averaged = average.is_floating_point() or average.is_complex()
+            (floats if is_averaged else others).append((average, value))
         is_first = bool(self.n_averaged == 0)
         if floats and not is_first:
             torch._foreach_lerp_([pair[0] for pair in floats], [pair[1] for pair in floats], self._new_share)

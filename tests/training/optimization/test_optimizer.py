@@ -1,4 +1,4 @@
-"""Parameter groups, and Muon: its steps for convolutions, and plain SGD for the rest."""
+"""Parameter groups, AdamW, and Muon: its steps for convolutions, and plain SGD for the rest."""
 
 from collections.abc import Sequence
 
@@ -152,6 +152,20 @@ def test_muon_leaves_the_rest_to_sgd() -> None:
         ours.step()
         theirs.step()
     assert torch.equal(*weights)
+
+
+def test_adamw_is_torchs_with_the_momentum_as_its_first_beta_and_decoupled_decay() -> None:
+    layers = [nn.Linear(3, 2) for _ in range(2)]
+    layers[0].load_state_dict(layers[1].state_dict())
+    ours = make_optimizer(layers[0], OptimSettings(optimizer="adamw", momentum=0.8, weight_decay=0.1))
+    set_lr(ours, 0.05)
+    theirs = torch.optim.AdamW(layers[1].parameters(), lr=0.05, betas=(0.8, 0.999), weight_decay=0.1)
+    for gradient in (1.0, -3.0, 2.0):
+        for layer, optimizer in zip(layers, (ours, theirs), strict=True):
+            for parameter in layer.parameters():
+                parameter.grad = torch.full_like(parameter, gradient)
+            optimizer.step()
+    torch.testing.assert_close(layers[0].state_dict(), layers[1].state_dict())
 
 
 def _trained(optimizer: str, *, steps: Sequence[str], scaled: bool) -> tuple[list[Tensor], list[str]]:
