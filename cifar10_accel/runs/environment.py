@@ -1,4 +1,4 @@
-"""What the results of a run may depend on besides its settings: machine, versions, code and command."""
+"""Record of what the results of a run depend on besides its settings: machine, versions, code and command."""
 
 import os
 import platform

@@ -171,7 +171,11 @@ def test_a_training_that_cannot_begin_leaves_its_reason_and_no_lock(tmp_path: Pa
         assert "no_such_tracker" in status["reason"]
 
 
-def test_a_finished_run_that_has_nothing_to_train_is_not_locked(tmp_path: Path) -> None:
+def test_a_finished_run_that_has_nothing_to_train_is_not_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run")  # kept here: a lock that nothing refers to is released
+    monkeypatch.setattr(RunFolder, "of", lambda settings: folder)
     settings = Settings(**TINY | {"run_dir": tmp_path / "run", "max_steps": 1})
     run = [fit(settings) for _ in range(2)][1]
     with FileLock(run.path / ".lock", timeout=0):

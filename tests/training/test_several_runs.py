@@ -49,7 +49,7 @@ def test_accumulation_of_the_callers_accelerator_is_its_own(tmp_path: Path) -> N
         fit(Settings(**SMALL, run_dir=tmp_path / "run"), callbacks=[Watch()])
         assert seen == [True]
         assert not own.sync_gradients
-    assert own.gradient_accumulation_steps == 4
+    assert own.gradient_accumulation_steps == GradientState().num_steps == 4
 
 
 def test_a_resumed_run_keeps_the_date_of_its_first_start(tmp_path: Path) -> None:
