@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cifar10_accel.errors import SettingsError, UserError
+from cifar10_accel.files import output_of
 from cifar10_accel.formatting import format_value
 
 PR_SET_PDEATHSIG = 1
@@ -57,9 +58,7 @@ def running(command: Sequence[str], *, log: Path, environment: Mapping[str, str]
         log: File that standard output and standard error are appended to, after a line with the time.
         environment: Variables to set or replace.
     """
-    with log.open("a") as output:
-        output.write(f"{START_MARK} {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        output.flush()
+    with _opened_log(log) as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -74,6 +73,15 @@ def running(command: Sequence[str], *, log: Path, environment: Mapping[str, str]
             yield process
         finally:
             end(process)
+
+
+def _opened_log(log: Path) -> TextIO:
+    """Return the log, opened to append, after a line that marks the start."""
+    with output_of(None, log):
+        output = log.open("a")
+        output.write(f"{START_MARK} {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        output.flush()
+    return output
 
 
 def end(process: "subprocess.Popen[str]") -> int:

@@ -67,9 +67,10 @@ def run(
     require_no_launcher("sweep run")
     folder = folder or SWEEPS / plan.name
     shares = split_machine(workers, num_processes=num_processes)
-    with output_of("dir", folder), storage_outage_explained():
-        search = Search(plan, folder, storage=storage)
-        copy_sweep_file(plan, file, folder)
+    with storage_outage_explained():
+        with output_of("dir", folder):
+            search = Search(plan, folder, storage=storage)
+            copy_sweep_file(plan, file, folder)
         click.echo(f"{plan.name}: {num_trials} trials, {plan.method}, {len(shares)} at a time, in {folder}")
         try:
             runner.run(plan, search, shares, num_trials=num_trials, num_processes=num_processes, print_line=click.echo)

@@ -1,5 +1,7 @@
 """Nearest training images by cosine similarity of penultimate-layer features."""
 
+from collections import deque
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,9 +27,9 @@ def features(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         InputError: The model uses none.
     """
-    inputs_of_linear: list[Tensor] = []
+    newest_input = deque[Tensor](maxlen=1)
     hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs: inputs_of_linear.append(inputs[0]))
+        layer.register_forward_pre_hook(lambda _, inputs: newest_input.append(inputs[0]))
         for layer in model.modules()
         if isinstance(layer, nn.Linear)
     ]
@@ -37,9 +39,9 @@ def features(model: nn.Module, images: Tensor) -> Tensor:
     finally:
         for hook in hooks:
             hook.remove()
-    if not inputs_of_linear:
+    if not newest_input:
         raise InputError(f"model: a {type(model).__name__} uses no linear layer, whose input would be the features")
-    return F.normalize(inputs_of_linear[-1].float().flatten(1), dim=1)
+    return F.normalize(newest_input[0].float().flatten(1), dim=1)
 
 
 class NearestNeighbours:

@@ -2,8 +2,8 @@
 
 import copy
 import importlib.util
+import inspect
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ def build_imported(
 
     A callable gets those of num_classes, in_channels and image_size that its signature names (num_classes also if it
     takes any keyword), the settings of ModelSettings that were given, and `model_args`. A module that exists already is
-    copied: one given as an object, and what a callable object returns, which may be such a one.
+    copied: an object, and one to which the function that returns it refers.
 
     Raises:
         SettingsError: A setting was given that the model does not take.
@@ -35,13 +35,12 @@ def build_imported(
     found: Any = timm_model(path) if path.startswith(TIMM) else load_component(path, setting="model")
     if isinstance(found, nn.Module):
         _require_no_arguments(settings, pretrained)
-        with user_code(f"copying {path}", setting="model"):
-            model = copy.deepcopy(found)
+        model = found
     else:
         model = _call(found, settings, num_classes=num_classes, image_format=image_format, pretrained=pretrained)
-        if path.startswith(OBJECT_PREFIX):
-            with suppress(Exception):  # what cannot be copied stays as it is
-                model = copy.deepcopy(model)
+    if model is found or _refers_to(found, model):
+        with user_code(f"copying {path}", setting="model"):
+            model = copy.deepcopy(model)
     if not isinstance(model, nn.Module):
         raise InputError(f"model: {path} gave a {type(model).__name__}, not an nn.Module")
     require_logits(model, path, num_classes=num_classes, image_format=image_format)
@@ -122,6 +121,14 @@ def _call(found: Any, settings: ModelSettings, *, num_classes: int, image_format
     if takes_any and "num_classes" not in names:
         arguments = {"num_classes": num_classes} | arguments
     return call_component(found, known | chosen, path=path, setting="model", given=arguments)
+
+
+def _refers_to(function: Any, model: Any) -> bool:
+    """Return whether a model is the value of a variable that a function uses, so that it was not made by the call."""
+    if not inspect.isfunction(function):
+        return False
+    used = inspect.getclosurevars(function)
+    return any(value is model for value in (*used.nonlocals.values(), *used.globals.values()))
 
 
 def _given(settings: ModelSettings) -> dict[str, Any]:

@@ -165,7 +165,9 @@ def require_readable(state: Any, title: str) -> None:
     try:
         torch.save(state, buffer)
         buffer.seek(0)
-        torch.load(buffer, weights_only=True)
+        torch.load(buffer, map_location="cpu", weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{title} may have tensors and plain values only ({reason})") from None

@@ -26,7 +26,7 @@ from cifar10_accel.runs.legacy import translate_settings
 from cifar10_accel.settings import Settings
 
 RUNS = Path("runs")
-# Written at the end of a run, and gone when it goes on.
+# Results of a run that has ended, gone when it goes on.
 RESULTS = (
     *("summary.json", "report.html", "predictions.npz", "val_predictions.npz"),
     *("misclassified.png", "correct.png", "confusion.png", "curves.png", "robustness.json", "robustness.png"),
@@ -64,7 +64,8 @@ class RunFolder:
     def open(self, settings: Settings, dataset: Dataset | None = None) -> None:
         """Create and lock the folder, or check that this run may continue in it. Only for the main process.
 
-        The lock is held until `unlock`, or until the context `record_status` is left.
+        The lock is held until `unlock`, until the context `record_status` is left, or until an exception leaves
+        `record_failure`.
 
         Args:
             settings: Of the run.
@@ -84,6 +85,8 @@ class RunFolder:
                     f"run_dir: another training is running in {self.path}; give another --run-name"
                 ) from None
         with self.record_failure(is_main=True):
+            for leftover in self.path.glob("*.*.tmp"):  # of a process killed while it wrote a file
+                leftover.unlink(missing_ok=True)
             is_finished = self.is_finished()
             if not is_finished:  # an old state, such as preempted, must not stand for a start that fails
                 self._write_status("starting", None, "")

@@ -42,7 +42,7 @@ def run(
     """Run trials until the sweep has `num_trials`, or other runners are seen to run the rest. Main thread only.
 
     Interrupted trials are continued first, and those of runners that are gone last. A trial that fails is recorded and
-    the sweep continues, unless it lacked something on this machine, such as the data.
+    the sweep continues, unless it lacked the data on this machine.
 
     Args:
         sweep: The sweep file.
@@ -54,7 +54,7 @@ def run(
 
     Raises:
         Stopped: SIGINT or SIGTERM was received.
-        InputError: A trial lacked something on this machine.
+        InputError: A trial lacked the data on this machine.
     """
     free, active = list(shares), list[TrialProcess]()
     progress = SweepProgress(sweep, search, num_trials=num_trials, num_workers=len(shares), print_line=print_line)
@@ -88,7 +88,7 @@ def run(
                     free.append(process.share)
                     progress.print_end(process, state)
                     next_look = time.monotonic()
-                    if process.lacks_input:  # as the next trials would: they must not be used up
+                    if process.lacks_data:  # as the next trials would: they must not be used up
                         _stop_all(active, progress)
                         raise InputError(
                             f"trial {process.trial.number}: {process.reason}; then the same command continues"

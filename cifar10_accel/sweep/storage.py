@@ -5,9 +5,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from cifar10_accel.errors import OutOfResourcesError
@@ -26,7 +28,17 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
     if url is not None:
         return open_database(url)
     path = str(folder / JOURNAL)
-    return optuna.storages.JournalStorage(JournalFileBackend(path, lock_obj=_KernelLock(path)))
+    return optuna.storages.JournalStorage(_Journal(path, lock_obj=_KernelLock(path)))
+
+
+class _Journal(JournalFileBackend):
+    """Journal file whose faults, such as a full disk, are those of a storage, as a database reports its own."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise StorageInternalError(f"{self._file_path}: {error.strerror or error}") from error
 
 
 class _KernelLock(JournalFileOpenLock):
@@ -73,7 +85,7 @@ def storage_outage_explained() -> Iterator[None]:
     """Context that turns a storage failure, which is no bug, into a one-line `OutOfResourcesError`."""
     try:
         yield
-    except optuna.exceptions.StorageInternalError as error:
+    except StorageInternalError as error:
         raise OutOfResourcesError(
             f"storage: {error_line(cause_of(error))}; when it is back, the same command continues"
         ) from None

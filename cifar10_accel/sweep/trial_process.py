@@ -29,7 +29,7 @@ from cifar10_accel.sweep.claimed_trial import ClaimedTrial
 from cifar10_accel.sweep.file import Sweep
 
 LOG = "sweep.log"
-MAY_NAME_INPUT = {"dataset", "data_dir", "init_from", "pretrained", "compile"}  # of which one value may lack it
+NAME_DATA = {"dataset", "data_dir"}  # settings of which one value may be wrong
 Version = tuple[int, int, int]  # of a file: modification time in ns, size in bytes, inode
 # Exit codes of a training that a signal from outside has ended: after it has saved, or before it could handle signals.
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
@@ -44,7 +44,7 @@ class TrialProcess:
         self.share = share
         self.curve: list[tuple[float, float]] = []  # (epoch, metric)
         self.reason = ""
-        self.lacks_input = False  # it ended since this machine lacks something, whatever the trial's parameters are
+        self.lacks_data = False  # it ended since the data are missing or damaged, as they are for every trial
         self.resumes = (trial.folder / LOG).exists()
         self._sweep = sweep
         self._run = RunFolder(trial.folder)
@@ -109,7 +109,8 @@ class TrialProcess:
     def _ended(self, code: int) -> State:
         """Record and return the state of a trial whose training ended with this exit code."""
         self._context.close()
-        status = self._run.read_json("status.json") if self._status_version() != self._status_before else {}
+        has_opened_folder = self._status_version() != self._status_before  # which comes after reading the data
+        status = self._run.read_json("status.json") if has_opened_folder else {}
         if code == 0 and self.value is not None and math.isfinite(self.value):
             return self._close("finished", "")
         if code == 0:
@@ -118,9 +119,9 @@ class TrialProcess:
             return self._close("stopped", "a signal from outside")
         reason = str(status.get("reason") or "") if status.get("state") == "failed" else ""
         reason = reason or why_failed(code, self.trial.folder / LOG)
-        is_missing = InputError.exit_code in (code, status.get("exit_code"))  # the launcher makes every code 1
-        self.lacks_input = is_missing and MAY_NAME_INPUT.isdisjoint(self.trial.parameters)
-        return self._close("stopped" if self.lacks_input else "failed", reason)
+        is_bad_input = code == InputError.exit_code and not has_opened_folder
+        self.lacks_data = is_bad_input and NAME_DATA.isdisjoint(self.trial.parameters)
+        return self._close("stopped" if self.lacks_data else "failed", reason)
 
     def _close(self, state: State, reason: str) -> State:
         self.reason = reason.splitlines()[0] if reason else ""

@@ -32,7 +32,10 @@ def require_compiler(device: torch.device) -> None:
 
 @contextmanager
 def many_compiled_models(is_compiled: bool) -> Iterator[None]:
-    """Context in which a process compiles all its models; torch stops, but for a warning, after eight of one class."""
+    """Context in which up to RECOMPILE_LIMIT forms of one class are compiled.
+
+    By default torch.compile warns after eight, and computes without compiling.
+    """
     if not is_compiled:
         yield
         return

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -37,20 +38,25 @@ def restored_process_state() -> Iterator[None]:
 
 @contextmanager
 def restored_random_numbers() -> Iterator[None]:
-    """Context after which torch's random numbers are as before, on the CPU and on an accelerator in use."""
-    on_device = None
-    if torch.accelerator.is_available():
-        module = torch.get_device_module(torch.accelerator.current_accelerator())
-        is_in_use = getattr(module, "is_initialized", lambda: True)  # asking CUDA for its state would take memory
-        on_device = module if is_in_use() else None
+    """Context after which torch's random numbers are as before, on the CPU and on the accelerator."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    module = None if device is None else torch.get_device_module(device)
+    was_in_use = _is_in_use(module)  # else asking for its state would take memory
     random_state = torch.get_rng_state()
-    random_state_on_device = None if on_device is None else on_device.get_rng_state()
+    random_state_on_device = module.get_rng_state() if module is not None and was_in_use else None
     try:
         yield
     finally:
         torch.set_rng_state(random_state)
-        if on_device is not None:
-            on_device.set_rng_state(random_state_on_device)
+        if module is not None and was_in_use:
+            module.set_rng_state(random_state_on_device)
+        elif module is not None and _is_in_use(module):
+            module.manual_seed_all(torch.initial_seed())  # as when it is used for the first time
+
+
+def _is_in_use(module: Any) -> bool:
+    """Return whether a device module such as `torch.cuda` has been initialised; some always are."""
+    return module is not None and bool(getattr(module, "is_initialized", lambda: True)())
 
 
 def _flushes_denormals() -> bool:

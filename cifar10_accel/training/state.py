@@ -52,6 +52,7 @@ class TrainingState:
     callbacks: Callbacks | None = None
     recorder: DynamicsRecorder | None = None  # of the loss and prediction of each training image
     step: int = 0  # steps done
+    has_saved_optimizer: bool = False  # in this process
     # Loss sum, correct predictions, images: of this rank since the last metrics line, on the device; and of all ranks
     # from the start of the epoch to the last metrics line.
     metrics_since_log: Tensor = field(default_factory=lambda: torch.zeros(3))
@@ -75,8 +76,9 @@ class TrainingState:
         for group in optimizer["param_groups"]:
             if isinstance(group["lr"], Tensor):  # where steps are CUDA graphs
                 group["lr"] = group["lr"].item()
-        if is_import_path(self.settings.optimizer):
+        if is_import_path(self.settings.optimizer) and not self.has_saved_optimizer:
             require_readable(optimizer, f"optimizer: the state_dict of {self.settings.optimizer}")
+        self.has_saved_optimizer = True
         return CheckpointData(
             step=self.step,
             model=self.model.state_dict(),

@@ -75,15 +75,31 @@ def test_a_module_object_is_copied() -> None:
     assert torch.equal(model.head.weight, INSTANCE.head.weight)  # type: ignore[union-attr]
 
 
-def test_a_module_that_a_callable_object_returns_is_copied() -> None:
+def instance() -> nn.Module:
+    return INSTANCE
+
+
+def test_a_module_to_which_the_function_refers_is_copied() -> None:
+    """Else a second training in the process would start from the weights of the first."""
     existing = Net(10, 3)
     name = "object:factory@0"
     with named_objects({name: lambda: existing}):
         model = build(name)
     assert model is not existing
     assert torch.equal(model.head.weight, existing.head.weight)  # type: ignore[union-attr]
-    with named_objects({name: lambda: UNCOPIED}):
-        assert build(name) is UNCOPIED
+    assert build("instance") is not INSTANCE
+
+
+def test_a_module_that_a_function_makes_is_not_copied() -> None:
+    made = []
+
+    def make() -> nn.Module:
+        model = Uncopied(10, 3)
+        made.append(model)
+        return model
+
+    with named_objects({"object:factory@0": make}):
+        assert build("object:factory@0") is made[0]
 
 
 @pytest.mark.parametrize(

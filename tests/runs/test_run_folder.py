@@ -166,9 +166,18 @@ def test_a_training_that_cannot_begin_leaves_its_reason_and_no_lock(tmp_path: Pa
             SettingsError, match="no_such_tracker"
         ) as kept:  # the exception keeps the folder's lock alive
             fit(settings.replace(tracker="no_such_tracker:Tracker"))
+        with FileLock(tmp_path / "run" / ".lock", timeout=0):
+            pass
         status = RunFolder(tmp_path / "run").read_json("status.json")
         assert (status["state"], status["exit_code"]) == ("failed", kept.value.exit_code)
         assert "no_such_tracker" in status["reason"]
+
+
+def test_the_remains_of_a_killed_write_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "dynamics.npz.0123abcd.tmp").touch()
+    RunFolder(tmp_path / "run").open(Settings(**TINY))
+    assert not list((tmp_path / "run").glob("*.tmp"))
 
 
 def test_a_finished_run_that_has_nothing_to_train_is_not_locked(

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from optuna.exceptions import StorageInternalError
+from optuna.storages.journal import JournalFileBackend
 
 from cifar10_accel.cli import main
 from cifar10_accel.errors import InputError
@@ -67,6 +68,10 @@ with open(folder / "metrics.jsonl", "a") as file:
 """
 
 
+def full(*args: Any, **kwargs: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def run(sweep: Sweep, folder: Path, *, num_trials: int = 4) -> list[Trial]:
     search = Search(sweep, folder, storage=None)
     shares = split_machine(1, num_processes=1)
@@ -114,13 +119,8 @@ def test_a_stopped_trial_is_kept_when_fewer_are_asked_for(sweep: Sweep, tmp_path
     assert drawn(again.trials()) == LRS
 
 
-@pytest.mark.parametrize("launched", [False, True])
-def test_missing_data_use_up_no_trial(
-    launched: bool, sweep: Sweep, tmp_path: Path, trainings: Callable[[str], None]
-) -> None:
-    """A launcher with several processes makes every exit code 1; the run folder has the training's own."""
-    status = "(folder / 'status.json').write_text(json.dumps({'state': 'failed', 'exit_code': 3, 'reason': 'no data'}))"
-    trainings(f"{status}\nsys.exit(1)" if launched else "print('error: no data')\nsys.exit(3)")
+def test_missing_data_use_up_no_trial(sweep: Sweep, tmp_path: Path, trainings: Callable[[str], None]) -> None:
+    trainings("print('error: no data')\nsys.exit(3)")
     folder = tmp_path / "sweep"
     with pytest.raises(InputError, match=r"^trial 0: no data; then the same command continues"):
         run(sweep, folder)
@@ -132,15 +132,25 @@ def test_missing_data_use_up_no_trial(
     assert {trial.state for trial in trials} == {"finished"}
 
 
-def test_a_checkpoint_that_a_trial_names_is_its_own_fault(
+def test_a_model_that_raises_ends_its_own_trial_only(
+    sweep: Sweep, tmp_path: Path, trainings: Callable[[str], None]
+) -> None:
+    """It is built after the run folder has been opened, and may raise for the values of one trial."""
+    status = "(folder / 'status.json').write_text(json.dumps({'state': 'failed', 'exit_code': 3, 'reason': 'depth'}))"
+    trainings(f"{status}\nsys.exit(3)")
+    trials = run(sweep, tmp_path / "sweep")
+    assert [(trial.state, trial.reason) for trial in trials] == [("failed", "depth")] * 4
+
+
+def test_data_that_a_trial_names_are_its_own_fault(
     file: Path, tmp_path: Path, trainings: Callable[[str], None]
 ) -> None:
     content = yaml.safe_load(file.read_text())
-    content["parameters"]["init_from"] = {"values": ["nowhere", "elsewhere"]}
+    content["parameters"]["data_dir"] = {"values": ["nowhere", "elsewhere"]}
     file.write_text(yaml.safe_dump(content))
-    trainings("print('error: no checkpoint')\nsys.exit(3)")
+    trainings("print('error: no data')\nsys.exit(3)")
     trials = run(read_sweep(file), tmp_path / "sweep", num_trials=2)
-    assert [(trial.state, trial.reason) for trial in trials] == [("failed", "no checkpoint")] * 2
+    assert [(trial.state, trial.reason) for trial in trials] == [("failed", "no data")] * 2
 
 
 def test_a_trial_that_is_ended_before_it_can_save_is_continued(
@@ -164,8 +174,9 @@ def test_the_last_value_counts_where_times_are_coarse(
     assert trial.value == 0.9
 
 
+@pytest.mark.parametrize("is_full_disk", [False, True])
 def test_a_stop_signal_counts_also_if_the_storage_does_not_answer(
-    sweep: Sweep, tmp_path: Path, trainings: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    is_full_disk: bool, sweep: Sweep, tmp_path: Path, trainings: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainings("signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\ntime.sleep(60)")
     search = Search(sweep, tmp_path / "sweep", storage=None)
@@ -175,7 +186,10 @@ def test_a_stop_signal_counts_also_if_the_storage_does_not_answer(
 
     def stop_and_fail(line: str) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        monkeypatch.setattr(search._storage, "set_trial_user_attr", no_answer)
+        if is_full_disk:
+            monkeypatch.setattr(JournalFileBackend, "append_logs", full)
+        else:
+            monkeypatch.setattr(search._storage, "set_trial_user_attr", no_answer)
 
     with pytest.raises(runner.Stopped) as stopped:
         runner.run(
@@ -189,10 +203,7 @@ def test_a_stop_signal_counts_also_if_the_storage_does_not_answer(
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No file of results can be written."""
 
-    def fail(path: Path, text: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(results, "write_text", fail)
+    monkeypatch.setattr(results, "write_text", full)
 
 
 @pytest.mark.usefixtures("full_disk")
@@ -200,6 +211,13 @@ def test_a_full_disk_at_the_start_is_one_line(file: Path, tmp_path: Path) -> Non
     done = CliRunner().invoke(main, ["sweep", "run", str(file), "--dir", str(tmp_path / "sweep")])
     assert (done.exit_code, done.stderr.count("\n")) == (5, 1)
     assert "sweep: cannot be written (No space left on device); free some disk space" in done.stderr
+
+
+def test_a_full_disk_under_the_journal_is_one_line(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JournalFileBackend, "append_logs", full)
+    done = CliRunner().invoke(main, ["sweep", "run", str(file), "--dir", str(tmp_path / "sweep")])
+    assert (done.exit_code, done.stderr.count("\n")) == (5, 1)
+    assert "No space left on device" in done.stderr
 
 
 def test_results_that_cannot_be_written_do_not_hide_a_stop(

@@ -41,7 +41,7 @@ class Cifar10AccelForImageClassification(PreTrainedModel):
 
     def __init__(self, config: Cifar10AccelConfig) -> None:
         super().__init__(config)
-        # transformers builds models without values; buffers that are not in the file have theirs from here.
+        # transformers builds models without values, but some models compute with values while they are built.
         with torch.device("cpu"):
             classifier = Classifier(
                 model_settings=config.model_settings, class_names=config.class_names, images=config.images
