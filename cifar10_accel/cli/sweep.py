@@ -75,7 +75,7 @@ def run(
         try:
             runner.run(plan, search, shares, num_trials=num_trials, num_processes=num_processes, print_line=click.echo)
         except UserError:  # it has a reason and an exit code, which results that cannot be written must not replace
-            with _only_warned_of(), storage_outage_explained():
+            with _errors_as_warnings(), storage_outage_explained():
                 _write_results(plan.view(search.trials()), folder, constants=plan.constants)
             raise
         found = search.trials()
@@ -113,7 +113,7 @@ def report(folder: Path, storage: str | None) -> None:
 
 
 @contextmanager
-def _only_warned_of() -> Iterator[None]:
+def _errors_as_warnings() -> Iterator[None]:
     """Context whose errors become warnings."""
     try:
         yield

@@ -29,8 +29,8 @@ from cifar10_accel.sweep.claimed_trial import ClaimedTrial
 from cifar10_accel.sweep.file import Sweep
 
 LOG = "sweep.log"
-NAME_DATA = {"dataset", "data_dir"}  # settings of which one value may be wrong
-Version = tuple[int, int, int]  # of a file: modification time in ns, size in bytes, inode
+DATA_SETTINGS = {"dataset", "data_dir"}  # settings of which one value may be wrong
+FileVersion = tuple[int, int, int]  # of a file: modification time in ns, size in bytes, inode
 # Exit codes of a training that a signal from outside has ended: after it has saved, or before it could handle signals.
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 
@@ -48,7 +48,7 @@ class TrialProcess:
         self.resumes = (trial.folder / LOG).exists()
         self._sweep = sweep
         self._run = RunFolder(trial.folder)
-        self._curve_version: Version | None = None  # of the metrics.jsonl that the curve was read from
+        self._curve_version: FileVersion | None = None  # of the metrics.jsonl that the curve was read from
         settings = settings_of(sweep, trial, share)
         self._num_epochs = Settings(**settings).epochs
         _wait_until_free(trial.folder)
@@ -120,7 +120,7 @@ class TrialProcess:
         reason = str(status.get("reason") or "") if status.get("state") == "failed" else ""
         reason = reason or why_failed(code, self.trial.folder / LOG)
         is_bad_input = code == InputError.exit_code and not has_opened_folder
-        self.lacks_data = is_bad_input and NAME_DATA.isdisjoint(self.trial.parameters)
+        self.lacks_data = is_bad_input and DATA_SETTINGS.isdisjoint(self.trial.parameters)
         return self._close("stopped" if self.lacks_data else "failed", reason)
 
     def _close(self, state: State, reason: str) -> State:
@@ -136,7 +136,7 @@ class TrialProcess:
             self.curve = [(line["epoch"], line[self._sweep.metric]) for line in lines if self._sweep.metric in line]
             self._curve_version = version
 
-    def _status_version(self) -> Version | None:
+    def _status_version(self) -> FileVersion | None:
         return _version_of(self._run.path / "status.json")
 
 
@@ -146,7 +146,7 @@ def settings_of(sweep: Sweep, trial: ClaimedTrial, share: MachineShare) -> dict[
     return {"tracker": "none", **threads, **sweep.constants, **trial.parameters, "run_dir": str(trial.folder)}
 
 
-def _version_of(path: Path) -> Version | None:
+def _version_of(path: Path) -> FileVersion | None:
     """Return what changes when a file is written or replaced, also where times are whole seconds; None: no file."""
     if not path.exists():
         return None

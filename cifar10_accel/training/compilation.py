@@ -1,4 +1,4 @@
-"""A test of torch.compile: it needs tools of the machine that PyTorch does not bring."""
+"""torch.compile: a test of the tools that it needs and PyTorch does not bring, and its limit for many models."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

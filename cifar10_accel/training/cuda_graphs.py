@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class CudaGraphs:
-    """Graphs of one run's steps: the one for the present shape of its batches.
+    """Graphs of one run's steps, one for each shape of its batches; a new shape drops those before it.
 
     A graph reads and writes the same memory in every launch. So weights, gradients, momentum, averaged weights and
     metrics must stay where they are, and what changes from step to step must come from the batches or from tensors on

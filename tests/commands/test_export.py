@@ -189,31 +189,23 @@ def test_a_model_that_shares_weights_is_exported(form: str, run_folder: Path, tm
 # --- The folder for the Hub ---
 
 
-class Unsaved(torch.nn.Module):
-    """A model with a buffer that no file has."""
+class Scaled(torch.nn.Module):
+    """A model with a buffer, for which it computes with the values of a tensor while it is built."""
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.arange(1.0, 4.0), persistent=False)
-        self.head = torch.nn.Linear(3, num_classes)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(images.mean(dim=(2, 3)) * self.scale)
-        return logits
-
-
-class Spaced(torch.nn.Module):
-    """A model that computes with the values of a tensor while it is built."""
-
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, is_saved: bool = True) -> None:
         super().__init__()
         scales = [round(value, 3) for value in torch.linspace(0.1, 1, 3).tolist()]
-        self.register_buffer("scale", torch.tensor(scales))
+        self.register_buffer("scale", torch.tensor(scales), persistent=is_saved)
         self.head = torch.nn.Linear(3, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.head(images.mean(dim=(2, 3)) * self.scale)
         return logits
+
+
+def unsaved(num_classes: int) -> torch.nn.Module:
+    """Return a model with a buffer that no file has."""
+    return Scaled(num_classes, is_saved=False)
 
 
 class Complex(torch.nn.Module):
@@ -232,7 +224,7 @@ class Complex(torch.nn.Module):
     ("name", "reason"),
     [
         ("Tied", "second.weight is the same tensor as first.weight"),
-        ("Unsaved", "the buffer scale is not persistent"),
+        ("unsaved", "the buffer scale is not persistent"),
         ("Complex", "head.weight is complex"),
     ],
 )
@@ -267,7 +259,7 @@ MODELS = {
     "deep": {"model": "airbench96", "width": 8},
     "dilated": {"model": "depthwise_dilated", "width": 8},
     "resnet18": {"model": "resnet18", "width": 4},
-    "one's own": {"model": f"{__name__}:Spaced"},
+    "one's own": {"model": f"{__name__}:Scaled"},
 }
 
 

@@ -61,7 +61,7 @@ def write_hub(model: Classifier, saved: Path, folder: Path) -> Function:
 def obstacle_for_transformers(model: nn.Module) -> str:
     """Return why transformers would give a model other values than its file has; empty if there is no reason.
 
-    It takes each value from the file, under one name, and whatever is not there is not initialised.
+    It looks up each tensor by its name in the file, and leaves one that it does not find there uninitialised.
     """
     saved = model.state_dict(keep_vars=True)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
