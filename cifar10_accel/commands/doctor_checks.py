@@ -88,7 +88,7 @@ def precision(accelerator: Accelerator, settings: Settings) -> Check:
         return Check("error", f"precision: {chosen} is set but products are {name}", "give --precision no")
     text = f"precision: products in {name} ({explain_precision(chosen, settings, device)})"
     if not is_computed_well(chosen, device):
-        return Check("warning", f"{text}, which this device computes many times slower", "give --precision no")
+        return Check("warning", f"{text}, which this device computes no faster than float32", "give --precision no")
     return Check("ok", text)
 
 

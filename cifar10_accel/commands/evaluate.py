@@ -64,7 +64,7 @@ def evaluate(source: Path, *, overrides: dict[str, str]) -> tuple[Evaluation, Se
 
 
 def _in_precision_of_this_device(settings: Settings) -> Settings:
-    """Return the settings of a run in float32 if the device emulates the run's precision, or does not compute it."""
+    """Return the settings of a run in float32 if the device computes the run's precision no faster, or not at all."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = device or torch.device("cpu")
     if settings.precision == "auto" or is_computed_well(settings.precision, device):
