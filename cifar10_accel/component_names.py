@@ -116,13 +116,21 @@ def _class_parts(kind: type, seen: dict[int, Any]) -> Iterator[bytes]:
 def _function_parts(function: FunctionType, seen: dict[int, Any]) -> Iterator[bytes]:
     """Yield the source of a function and the values that it uses: defaults, enclosed variables, global values."""
     yield _source(function)
+    enclosed, found = variables_of(function)
+    of_module = {name: item for name, item in found.items() if _is_plain_value(item) or isinstance(item, CODE)}
+    yield from _parts([function.__defaults__, function.__kwdefaults__, enclosed, of_module], seen)
+
+
+def variables_of(function: FunctionType) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the enclosed and the global variables that a function uses, by name, those of functions inside it, too.
+
+    An enclosed variable that has no value yet is left out; a global name without one is None.
+    """
     enclosed = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # it has no value yet
             enclosed[name] = cell.cell_contents
-    found = {name: function.__globals__.get(name) for name in _global_names(function.__code__)}
-    of_module = {name: item for name, item in found.items() if _is_plain_value(item) or isinstance(item, CODE)}
-    yield from _parts([function.__defaults__, function.__kwdefaults__, enclosed, of_module], seen)
+    return enclosed, {name: function.__globals__.get(name) for name in _global_names(function.__code__)}
 
 
 def _global_names(code: CodeType) -> set[str]:

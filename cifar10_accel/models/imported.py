@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifar10_accel.component_names import OBJECT_PREFIX
+from cifar10_accel.component_names import OBJECT_PREFIX, variables_of
 from cifar10_accel.components import call_component, load_component, parameters_of, user_code
 from cifar10_accel.data.image_format import ImageFormat
 from cifar10_accel.errors import InputError, SettingsError, did_you_mean
@@ -127,8 +127,7 @@ def _refers_to(function: Any, model: Any) -> bool:
     """Return whether a model is the value of a variable that a function uses, so that it was not made by the call."""
     if not inspect.isfunction(function):
         return False
-    used = inspect.getclosurevars(function)
-    return any(value is model for value in (*used.nonlocals.values(), *used.globals.values()))
+    return any(value is model for variables in variables_of(function) for value in variables.values())
 
 
 def _given(settings: ModelSettings) -> dict[str, Any]:

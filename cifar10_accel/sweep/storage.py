@@ -54,7 +54,11 @@ class _KernelLock(JournalFileOpenLock):
 
     def acquire(self) -> bool:
         self._lock.acquire()
-        _cut_incomplete_line(self._path)
+        try:
+            _cut_incomplete_line(self._path)
+        except OSError:
+            self._lock.release()  # Optuna does not: it has not got it
+            raise
         return True
 
     def release(self) -> None:

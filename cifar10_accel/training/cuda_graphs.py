@@ -38,11 +38,13 @@ class CudaGraphs:
     the GPU, such as the LR.
 
     Args:
-        optimizer: The gradients of its parameters are dropped if a step cannot be recorded.
+        optimizer: The gradients of its parameters are dropped if there is no memory for a graph.
+        scaler: Loss scaler of fp16; it forgets a step that it has begun then.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None) -> None:
         self._optimizer = optimizer
+        self._scaler = scaler
         self._graphs: dict[Any, _Graph | None] = {}  # None: there is not enough memory
         self._num_eager: Counter[Any] = Counter()
 
@@ -79,6 +81,8 @@ class CudaGraphs:
                     f"cuda_graph: a step cannot be recorded as a CUDA graph ({reason}); give --no-cuda-graph"
                 ) from error
         self._optimizer.zero_grad()
+        if self._scaler is not None:
+            self._scaler.update(self._scaler.get_scale())  # else it refuses to unscale the same step again
         torch.cuda.empty_cache()
         logger.warning("steps are not launched as CUDA graphs, whose memory does not fit (%s)", reason)
         return None
@@ -128,4 +132,4 @@ def make_cuda_graphs(settings: Settings, accelerator: Accelerator, optimizer: Op
         return None
     for group in optimizer.param_groups:
         group["lr"] = torch.zeros((), device=accelerator.device)  # `set_lr` changes it in place
-    return CudaGraphs(optimizer)
+    return CudaGraphs(optimizer, accelerator.scaler)

@@ -90,6 +90,19 @@ def test_a_module_to_which_the_function_refers_is_copied() -> None:
     assert build("instance") is not INSTANCE
 
 
+def test_a_function_may_use_a_variable_that_has_no_value_yet() -> None:
+    existing = Net(10, 3)
+
+    def factory() -> nn.Module:
+        return later if existing is None else existing
+
+    with named_objects({"object:factory@0": factory}):
+        model = build("object:factory@0")
+    later = model
+    assert model is not existing
+    assert torch.equal(later.head.weight, existing.head.weight)  # type: ignore[union-attr]
+
+
 def test_a_module_that_a_function_makes_is_not_copied() -> None:
     made = []
 

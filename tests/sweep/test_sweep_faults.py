@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.storages.journal import JournalFileBackend
 
@@ -20,7 +21,7 @@ from cifar10_accel.errors import InputError
 from cifar10_accel.files import write_text
 from cifar10_accel.runs.trial import Trial
 from cifar10_accel.subprocesses import split_machine
-from cifar10_accel.sweep import results, runner, trial_process
+from cifar10_accel.sweep import results, runner, storage, trial_process
 from cifar10_accel.sweep.file import Sweep, read_sweep
 from cifar10_accel.sweep.search import Search, read_trials
 
@@ -102,6 +103,20 @@ def test_an_incomplete_line_of_the_journal_is_no_obstacle(sweep: Sweep, tmp_path
         with (folder / "journal.log").open("a") as journal:
             journal.write('{"op_code": 5, "wor')
         assert [trial.state for trial in read_trials(sweep, folder, storage=None)] == ["finished"] * (number + 1)
+
+
+def test_a_journal_that_cannot_be_opened_does_not_stay_locked(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    lock = storage._KernelLock(str(path))
+    with pytest.raises(FileNotFoundError):
+        lock.acquire()
+    with FileLock(f"{path}.lock", timeout=0):  # of another runner
+        pass
+    path.touch()
+    assert lock.acquire()
+    with pytest.raises(Timeout):
+        FileLock(f"{path}.lock", timeout=0).acquire()
+    lock.release()
 
 
 def test_a_stopped_trial_is_kept_when_fewer_are_asked_for(sweep: Sweep, tmp_path: Path) -> None:

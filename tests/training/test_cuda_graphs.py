@@ -79,6 +79,40 @@ def test_without_memory_for_a_graph_training_goes_on(
     assert "memory does not fit" in caplog.text
 
 
+def test_the_loss_scaler_forgets_a_step_that_ran_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp16 with clipping: the memory ends between unscaling the gradients and changing the weights."""
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.25)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8)
+    recording = False
+
+    def step(batches: list[Batch]) -> Tensor:
+        optimizer.zero_grad()
+        loss = scaler.scale(weight.sum())
+        loss.backward()
+        scaler.unscale_(optimizer)
+        if recording:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach()
+
+    def runs_out(step: Any, batches: list[Batch]) -> None:
+        nonlocal recording
+        recording = True
+        try:
+            step(batches)
+        finally:
+            recording = False
+
+    monkeypatch.setattr(cuda_graphs, "_Graph", runs_out)
+    graphs = CudaGraphs(optimizer, scaler)
+    for _ in range(EAGER_STEPS + 2):
+        graphs.take_step(step, batch_of(4))
+    assert weight.item() == 1 - 0.25 * (EAGER_STEPS + 2)
+    assert scaler.get_scale() == 8
+
+
 def test_a_step_that_cannot_be_recorded_is_one_line(graphs: CudaGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(step: Any, batches: list[Batch]) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nSearch for `cudaErrorStreamCapture`")
