@@ -479,7 +479,7 @@ def test_twelve_real_trials_killed_half_way(tmp_path: Path) -> None:
         "width": {"value": 4},
         "synthetic_size": {"value": 400},
         "batch_size": {"value": 60},
-        "epochs": {"value": 2},
+        "epochs": {"value": 3},
         "log_every": {"value": 1},
         "checkpoint_every": {"value": 0.3},
     }
