@@ -122,7 +122,7 @@ def _function_parts(function: FunctionType, seen: dict[int, Any]) -> Iterator[by
 
 
 def variables_of(function: FunctionType) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the enclosed and the global variables that a function uses, by name, those of functions inside it, too.
+    """Return the enclosed and the global variables that a function, or a function inside it, uses, by name.
 
     An enclosed variable that has no value yet is left out; a global name without one is None.
     """

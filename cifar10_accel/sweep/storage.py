@@ -57,7 +57,7 @@ class _KernelLock(JournalFileOpenLock):
         try:
             _cut_incomplete_line(self._path)
         except OSError:
-            self._lock.release()  # Optuna does not: it has not got it
+            self._lock.release()  # Optuna releases only locks that it has acquired
             raise
         return True
 

@@ -41,21 +41,8 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
     return "no", f"half precision has not been measured on {device.type}"
 
 
-@cache
-def bf16_speedup() -> float:
-    """Return how many times as fast as in float32 this CPU multiplies two matrices in bf16, measured in 0.1 s.
-
-    The precisions take turns and the fastest round of each counts, so that other load hardly matters.
-    """
-    dtypes = torch.float32, torch.bfloat16
-    in_float32, in_bf16 = (torch.ones(TIMED_MATRIX, TIMED_MATRIX, device="cpu", dtype=dtype) for dtype in dtypes)
-    rounds = [(_seconds_of_product(in_float32), _seconds_of_product(in_bf16)) for _ in range(1 + TIMED_ROUNDS)]
-    rounds = rounds[1:]  # the first one prepares the kernels
-    return min(seconds for seconds, _ in rounds) / min(seconds for _, seconds in rounds)
-
-
 def is_computed_well(precision: str, device: torch.device) -> bool:
-    """Return False for a precision that a device computes no faster than float32, or not at all."""
+    """Return False for a precision that gains nothing: computed no faster than float32 by a CPU, or only emulated."""
     if device.type == "cpu":
         return precision in ("no", _choose_for_cpu()[0])
     if device.type == "cuda" and precision == "bf16":
@@ -141,9 +128,22 @@ def _choose_for_cpu() -> tuple[str, str]:
         return "bf16", "this CPU has AMX for bf16"
     if not capabilities.get("avx512_bf16"):
         return "no", "this CPU has no bf16 instructions"
-    speedup = bf16_speedup()
+    speedup = _bf16_speedup()
     reason = f"this CPU computes bf16 {speedup:.1f} times as fast as float32"
     return "bf16" if speedup >= CLEARLY_FASTER else "no", reason
+
+
+@cache
+def _bf16_speedup() -> float:
+    """Return how many times as fast as in float32 this CPU multiplies two matrices in bf16, measured in milliseconds.
+
+    The precisions take turns and the fastest round of each counts, so that other load hardly matters.
+    """
+    dtypes = torch.float32, torch.bfloat16
+    in_float32, in_bf16 = (torch.ones(TIMED_MATRIX, TIMED_MATRIX, device="cpu", dtype=dtype) for dtype in dtypes)
+    rounds = [(_seconds_of_product(in_float32), _seconds_of_product(in_bf16)) for _ in range(1 + TIMED_ROUNDS)]
+    rounds = rounds[1:]  # the first one prepares the kernels
+    return min(seconds for seconds, _ in rounds) / min(seconds for _, seconds in rounds)
 
 
 def _seconds_of_product(matrix: torch.Tensor) -> float:
