@@ -49,13 +49,13 @@ def timed_run(settings: Settings, dataset: Dataset) -> TimedRun:
     """Train once and evaluate on the test set, or on the hold-out if there is one.
 
     Like the speed runs it takes some steps before the clock starts and then sets everything back: they record the CUDA
-    graphs, which belong to the weights of this one model. With averaged weights they are recorded on the clock, because
-    the first step differs.
+    graph, which belongs to the weights of this one model. With averaged weights it is recorded on the clock, because
+    the first step differs; so is a second one, of full-size images after smaller ones.
     """
     setup = RunSetup(make_accelerator(settings), settings, dataset)
     state, schedule = build_state(setup), make_schedule(settings, steps_per_epoch=setup.plan.steps_per_epoch)
     if state.cuda_graphs is not None and state.average is None:
-        _record_graphs(state, setup)
+        _record_graph(state, setup)
     gc.collect()  # objects of the previous run
     start = _now()
     if settings.whitening:  # once more, because the speed runs count it
@@ -79,14 +79,13 @@ def timed_run(settings: Settings, dataset: Dataset) -> TimedRun:
     )
 
 
-def _record_graphs(state: TrainingState, setup: RunSetup) -> None:
-    """Take steps at each image size until they are CUDA graphs, then set the state back to where it was, in place."""
-    scaler, plan = state.accelerator.scaler, setup.plan
+def _record_graph(state: TrainingState, setup: RunSetup) -> None:
+    """Take steps until they are a CUDA graph, then set the state back to where it was, in place."""
+    scaler = state.accelerator.scaler
     before = copy.deepcopy(state.model.state_dict())
     loss_scale = {} if scaler is None else scaler.state_dict()
-    for first in {0, plan.low_res_epochs * plan.steps_per_epoch}:
-        for batches in setup.loader.batches(first, first + EAGER_STEPS + 1):
-            train_step(state, batches, lr=0.0)
+    for batches in setup.loader.batches(0, EAGER_STEPS + 1):
+        train_step(state, batches, lr=0.0)
     state.model.load_state_dict(before)
     if scaler is not None:
         scaler.load_state_dict(loss_scale)

@@ -61,6 +61,7 @@ class CudaGraphs:
         """
         shapes = tuple(batch.images.shape for batch in batches)
         if shapes not in self._num_eager and self._graphs:
+            torch.cuda.synchronize()  # the last launch may not have ended
             self._graphs.clear()  # of small images, which do not come back; it would keep its memory
             torch.cuda.empty_cache()
         if self._num_eager[shapes] < EAGER_STEPS:
@@ -80,12 +81,20 @@ class CudaGraphs:
                 raise MachineError(
                     f"cuda_graph: a step cannot be recorded as a CUDA graph ({reason}); give --no-cuda-graph"
                 ) from error
-        self._optimizer.zero_grad()
-        if self._scaler is not None:
-            self._scaler.update(self._scaler.get_scale())  # else it refuses to unscale the same step again
+        self._forget_step()
         torch.cuda.empty_cache()
         logger.warning("steps are not launched as CUDA graphs, whose memory does not fit (%s)", reason)
         return None
+
+    def _forget_step(self) -> None:
+        """Undo what a step that did not end has left: its gradients and, in fp16, its loss scale."""
+        self._optimizer.zero_grad()
+        if self._scaler is None:
+            return
+        self._scaler.update(self._scaler.get_scale())  # else it refuses to unscale the same step again
+        unwrapped = getattr(self._optimizer, "optimizer", self._optimizer)  # of Accelerate's wrapper
+        for name in ("grad_scale", "found_inf"):  # GradScaler sets them while a fused optimizer takes its step
+            vars(unwrapped).pop(name, None)
 
 
 class _Graph:
@@ -94,7 +103,8 @@ class _Graph:
     def __init__(self, step: Step, batches: list[Batch]) -> None:
         self._batches = [_copy_of(batch) for batch in batches]
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        same_stream = torch.cuda.stream(torch.cuda.current_stream())  # afterwards, too, if the recording fails
+        with same_stream, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._totals = step(self._batches)
 
     def launch(self, batches: list[Batch]) -> Tensor:

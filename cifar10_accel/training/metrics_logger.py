@@ -3,6 +3,7 @@
 On a GPU the metrics of a step are logged when those of the next line are due, so that the loop never waits for them.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -62,12 +63,14 @@ class MetricsLogger:
                 the last call.
         """
         totals = state.accelerator.reduce(state.metrics_since_log)
-        self._reader.finish()  # a GPU has then computed the steps before the last call
-        seconds = state.stopwatch.lap()
-        self._reader.read(totals, partial(self._log_line, state, step=state.step, lr=lr, seconds=seconds))
+        mark = state.stopwatch.mark()
+        self._reader.read(totals, partial(self._log_line, state, step=state.step, lr=lr, seconds_here=mark))
         state.metrics_since_log.zero_()
 
-    def _log_line(self, state: TrainingState, totals: Tensor, *, step: int, lr: float, seconds: float) -> None:
+    def _log_line(
+        self, state: TrainingState, totals: Tensor, *, step: int, lr: float, seconds_here: Callable[[], float]
+    ) -> None:
+        seconds = state.stopwatch.lap(seconds_here())
         require_finite(totals, f"the loss near step {step}, lr {lr:g},")
         loss, correct, num_images = totals.tolist()
         new = (loss, correct, num_images)
@@ -85,15 +88,15 @@ class MetricsLogger:
 
     def log_epoch(self, state: TrainingState, evaluated: Metrics) -> None:
         """Log the evaluation at the end of an epoch and print the epoch's row: means over all its steps."""
-        self._reader.then(partial(self._log_epoch, state, evaluated, step=state.step))
+        seconds = state.stopwatch.seconds()
+        self._reader.then(partial(self._log_epoch, state, evaluated, step=state.step, seconds=seconds))
 
-    def _log_epoch(self, state: TrainingState, evaluated: Metrics, *, step: int) -> None:
+    def _log_epoch(self, state: TrainingState, evaluated: Metrics, *, step: int, seconds: float) -> None:
         self._last_evaluation = evaluated
         if evaluated:
             self._log(evaluated, step=step)
         loss, correct, num_images = state.epoch_metrics
         state.epoch_metrics = [0.0, 0.0, 0.0]
-        seconds = state.stopwatch.seconds()
         row = {"epoch": step / self._plan.steps_per_epoch, "seconds": seconds, **self._last_metrics, **evaluated}
         if num_images:  # none when a finished training is only evaluated again
             row |= {"train/loss": loss / num_images, "train/accuracy": correct / num_images}

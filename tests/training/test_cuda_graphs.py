@@ -34,6 +34,7 @@ class FakeGraph:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> CudaGraphs:
     FakeGraph.recorded = []
     monkeypatch.setattr(cuda_graphs, "_Graph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     return CudaGraphs(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
 
 
@@ -79,20 +80,29 @@ def test_without_memory_for_a_graph_training_goes_on(
     assert "memory does not fit" in caplog.text
 
 
-def test_the_loss_scaler_forgets_a_step_that_ran_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In fp16 with clipping: the memory ends between unscaling the gradients and changing the weights."""
-    weight = nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.SGD([weight], lr=0.25)
-    scaler = torch.amp.GradScaler("cpu", init_scale=8)
+@pytest.mark.parametrize("clips", [True, False])
+def test_the_loss_scaler_forgets_a_step_that_ran_out_of_memory(clips: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp16: the memory ends in the optimizer's step, with gradients that are unscaled before or by this step."""
     recording = False
+
+    class Optimizer(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            if recording:
+                if not clips:
+                    self.grad_scale.fill_(0)  # a recording computes nothing: its memory has any value
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            super().step(closure)
+
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = Optimizer([weight], lr=0.25, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8)
 
     def step(batches: list[Batch]) -> Tensor:
         optimizer.zero_grad()
         loss = scaler.scale(weight.sum())
         loss.backward()
-        scaler.unscale_(optimizer)
-        if recording:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        if clips:
+            scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
         return loss.detach()
