@@ -25,6 +25,8 @@ from benchmarks.trainings import MINUTES, benchmark_flags, mean_and_interval, pe
 from cifar10_accel.cli.flags import handle_user_errors, settings_options
 from cifar10_accel.cli.help import SettingsCommand
 from cifar10_accel.commands.statistics import SampleStats
+from cifar10_accel.data.datasets import ensure_dataset
+from cifar10_accel.errors import SettingsError
 from cifar10_accel.formatting import dataset_title
 from cifar10_accel.runs.run_folder import RUNS
 from cifar10_accel.settings import Settings
@@ -47,7 +49,7 @@ class Comparison:
 
     @property
     def results(self) -> Path:
-        """File with one JSON line per run: device, block and a `TimedRun`, or the seconds of a run of `fit`."""
+        """File with one JSON line per run: conditions, block and a `TimedRun`, or the seconds of a run of `fit`."""
         name = f"{Path(self.settings.recipe).stem}-{self.settings.fingerprint()}-{self.settings.tta}"
         return self.out / f"{name}.jsonl"
 
@@ -65,11 +67,16 @@ class Comparison:
         found += [json.loads(line) for line in log.splitlines() if line.startswith('{"fit_seconds"')]
         with self.results.open("a") as file:
             for row in found:
-                file.write(json.dumps({"device": self.device, "block": block} | row) + "\n")
+                file.write(json.dumps({"conditions": self._conditions, "block": block} | row) + "\n")
 
     def _rows(self) -> list[dict[str, Any]]:
         lines = self.results.read_text().splitlines() if self.results.exists() else []
-        return [row for row in map(json.loads, lines) if row["device"] == self.device]
+        return [row for row in map(json.loads, lines) if row.get("conditions") == self._conditions]
+
+    @property
+    def _conditions(self) -> dict[str, Any]:
+        given = {name: str(value) for name, value in self.given.items()}
+        return {"device": self.device, "given": given}
 
 
 @click.command(cls=SettingsCommand)
@@ -90,14 +97,17 @@ def main(airbench: Path | None, runs: int, out: Path, minutes: float, **flags: A
     require_no_launcher("a benchmark")
     given = {"recipe": "speed94"} | benchmark_flags(flags)
     settings = Settings(**given).resolve_recipe(on_cpu=not torch.cuda.is_available())
+    found = {"recipe": settings.recipe, "dataset": ensure_dataset(settings)}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     comparison = Comparison(
-        out=out.resolve(), given=given | {"recipe": settings.recipe}, settings=settings, device=device
+        out=out.resolve(), given=given | found, settings=settings.model_copy(update=found), device=device
     )
-    comparison.out.mkdir(parents=True, exist_ok=True)
     if airbench is None or not torch.cuda.is_available():
         click.echo("ours alone: the peer needs CUDA and a checkout of it (--airbench)")
         airbench = None
+    elif found["dataset"] != "cifar10":
+        raise SettingsError(f"dataset: {found['dataset']}, but the peer trains on cifar10; give --data-dir")
+    comparison.out.mkdir(parents=True, exist_ok=True)
     run_blocks(comparison, airbench, runs=runs, minutes=minutes)
     click.echo(f"\n{describe_machine()}\n")
     click.echo(table(comparison))

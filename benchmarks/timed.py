@@ -21,6 +21,7 @@ import torch
 import torch._dynamo
 
 from cifar10_accel.cli.flags import handle_user_errors
+from cifar10_accel.data.batch_plan import epoch_order
 from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.data.datasets import load_dataset
 from cifar10_accel.models.registry import fit_whitening
@@ -93,6 +94,7 @@ def _record_graph(state: TrainingState, setup: RunSetup) -> None:
         buffers["momentum_buffer"].zero_()
     state.metrics_since_log.zero_()
     state.step = 0
+    epoch_order.cache_clear()  # the order of the images is made on the clock
 
 
 def fit_seconds(settings: Settings) -> float:

@@ -86,14 +86,19 @@ def _opened_log(log: Path) -> TextIO:
 
 def end(process: "subprocess.Popen[str]") -> int:
     """Send SIGTERM to the whole process group and, after GRACE_SECONDS, SIGKILL. Return the exit code."""
-    with suppress(ProcessLookupError):
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
+    terminate(process)
     with suppress(subprocess.TimeoutExpired):
         process.wait(GRACE_SECONDS)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     return process.wait()
+
+
+def terminate(process: "subprocess.Popen[str]") -> None:
+    """Send SIGTERM to the whole process group, unless it has ended; do not wait for it."""
+    with suppress(ProcessLookupError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def require_no_launcher(command: str) -> None:

@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.gpu.check_list import Check, list_checks
 from benchmarks.gpu.session import Session, read_json, write_json
-from cifar10_accel.errors import UserError
-from cifar10_accel.subprocesses import python_command, running, why_failed
+from cifar10_accel.errors import Preempted, UserError
+from cifar10_accel.subprocesses import python_command, running, terminate, why_failed
 
 LIMIT_SECONDS = 240.0  # for one check
 POLL_SECONDS = 0.1
@@ -76,6 +76,16 @@ class _Child:
     stack: ExitStack
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def seconds(self) -> float:
+        """The time since the start."""
+        return time.monotonic() - self.started
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or has to end because it takes too long."""
+        return self.process.poll() is not None or self.seconds >= LIMIT_SECONDS * len(self.names)
+
 
 def _run_stage(session: Session, names: list[str]) -> dict[str, str]:
     """Make these checks, `num_jobs` at a time; return the outcomes by name."""
@@ -95,19 +105,23 @@ def _run_stage(session: Session, names: list[str]) -> dict[str, str]:
                     waiting = []
                     break
                 active.append(_start(session, waiting.pop(0)))
-            for child in list(active):
-                limit = min(LIMIT_SECONDS * len(child.names), session.seconds_left() + time.monotonic() - child.started)
-                seconds = time.monotonic() - child.started
-                if child.process.poll() is None and seconds < limit:
-                    continue
+            ended = [child for child in active if child.is_over or session.seconds_left() <= 0]
+            _end(ended)
+            for child in ended:
                 active.remove(child)
-                child.stack.close()
-                outcomes |= {name: _outcome(session, name, child, seconds) for name in child.names}
+                outcomes |= {name: _outcome(session, name, child) for name in child.names}
             time.sleep(POLL_SECONDS)
     finally:
-        for child in active:
-            child.stack.close()
+        _end(active)
     return outcomes
+
+
+def _end(children: Sequence[_Child]) -> None:
+    """End these processes; all get the signal at once, since each may take a while."""
+    for child in children:
+        terminate(child.process)
+    for child in children:
+        child.stack.close()
 
 
 def _start(session: Session, names: list[str]) -> _Child:
@@ -121,7 +135,7 @@ def _start(session: Session, names: list[str]) -> _Child:
     return _Child(names, stack.enter_context(running(command, log=log, environment=environment)), log, stack)
 
 
-def _outcome(session: Session, name: str, child: _Child, seconds: float) -> str:
+def _outcome(session: Session, name: str, child: _Child) -> str:
     """Print the line of a check whose process has ended and return PASS or FAIL; missing if the time was over."""
     result = read_json(_result(session, name))
     if not result and session.seconds_left() <= 0:
@@ -130,7 +144,7 @@ def _outcome(session: Session, name: str, child: _Child, seconds: float) -> str:
         log = session.folder("checks") / f"{name}.log"
         code = child.process.returncode
         line = f"its process ended, exit code {code}: {why_failed(code, log if log.exists() else child.log)}"
-        result = {"outcome": "FAIL", "seconds": seconds, "line": line}
+        result = {"outcome": "FAIL", "seconds": child.seconds, "line": line}
         write_json(_result(session, name), result)
     click.echo(f"{result['outcome']} {name} ({result['seconds']:.0f} s) {result['line'][:WIDTH]}")
     return str(result["outcome"])
@@ -156,6 +170,8 @@ def _made(session: Session, check: Check) -> dict[str, Any]:
     start, outcome = time.monotonic(), "PASS"
     try:
         line = check.run(session)
+    except Preempted:  # the time was over: no result
+        raise
     except Exception as error:
         traceback.print_exc()
         outcome, line = "FAIL", f"{type(error).__name__}: {error}"

@@ -38,7 +38,6 @@ PROFILED: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet9-compiled": ("resnet9", {"compile": True}),
     "accuracy96": ("accuracy96", {}),
 }
-LEAST_SECONDS = 45.0  # for one row, most of it compilation
 GROUP = 8  # steps of a measurement: those of speed94 whose images are augmented together on a GPU
 NUM_KERNELS = 10
 
@@ -108,7 +107,7 @@ def profile_recipes(session: Session) -> None:
     for name, (recipe, changes) in PROFILED.items():
         path = folder / f"{name}-{session.half}.json"
         row = read_json(path)
-        if row.get("conditions") != session.conditions and session.has_time(LEAST_SECONDS):
+        if row.get("conditions") != session.conditions and session.has_time(session.warm_up_seconds):
             release_memory()
             settings = session.settings(recipe, **({} if session.is_tiny else changes))
             row = measure(session, settings, dataset, trace=str(path.with_suffix(".trace.json.gz")))

@@ -19,7 +19,7 @@ from cifar10_accel.data.datasets import ensure_dataset, load_dataset
 from cifar10_accel.formatting import dataset_title
 from cifar10_accel.settings import Settings
 
-LEAST_SECONDS, WARM_UP_SECONDS = 15.0, 45.0  # for the first run, and for compiling before it
+LEAST_SECONDS = 15.0  # for the first run after the warm-up
 HEADER = "| {} | mean | sd | min | max | n |\n|---|---:|---:|---:|---:|---:|"
 
 
@@ -31,8 +31,8 @@ def train_seeds(session: Session, recipe: str, *, default_seeds: int) -> None:
     results = session.folder("seeds") / f"{recipe}-{settings.precision}-{settings.fingerprint()}-{settings.tta}.jsonl"
     key = {"conditions": session.conditions, "dataset": dataset.name}
     done = read_runs(results, key)
-    missing = [seed for seed in wanted if seed not in done]
-    if missing and session.has_time(WARM_UP_SECONDS):
+    missing = [seed for seed in wanted if seed not in done] if session.has_time(session.warm_up_seconds) else []
+    if missing:
         warm_up(session, settings, dataset)
     longest = LEAST_SECONDS
     for seed in missing:

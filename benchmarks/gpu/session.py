@@ -65,6 +65,11 @@ class Session:
         """Return whether this much time is left; the pieces of `--tiny` need hardly any."""
         return self.seconds_left() > (0 if self.is_tiny else seconds)
 
+    @property
+    def warm_up_seconds(self) -> float:
+        """The longest time that compiling and choosing kernels may take."""
+        return 240.0 if self.given.get("compile_mode") == "max-autotune" else 45.0
+
     def flags(self, recipe: str, **more: Any) -> dict[str, Any]:
         """Return the settings of a recipe in half precision as keywords; `more` wins over everything."""
         defaults = {"recipe": recipe, "tracker": "none", "precision": self.half}

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from benchmarks.gpu.seeds import LEAST_SECONDS, WARM_UP_SECONDS, real_data, warm_up
+from benchmarks.gpu.seeds import LEAST_SECONDS, real_data, warm_up
 from benchmarks.gpu.session import Session, now, read_json, release_memory, write_json
 from benchmarks.timed import timed_run
 from cifar10_accel.train import fit
@@ -51,7 +51,7 @@ def _rounds(session: Session, recipe: str) -> list[dict[str, Any]]:
     if len(rounds) >= _wanted(session):
         return rounds
     release_memory()
-    if not session.has_time(WARM_UP_SECONDS):
+    if not session.has_time(session.warm_up_seconds):
         return rounds
     warm_up(session, settings, dataset)
     longest = LEAST_SECONDS

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -21,7 +22,7 @@ from benchmarks.timed import TimedRun
 from cifar10_accel.commands.repeat import SeedRun
 from cifar10_accel.data.dataset import Dataset
 from cifar10_accel.data.datasets import load_dataset
-from cifar10_accel.errors import InputError
+from cifar10_accel.errors import InputError, SettingsError
 from cifar10_accel.runs.metrics_jsonl import read_metrics
 from cifar10_accel.runs.run_folder import RunFolder
 from cifar10_accel.settings import Settings
@@ -205,6 +206,26 @@ def test_ours_alone_where_the_peer_cannot_run(monkeypatch: pytest.MonkeyPatch) -
     text = output_of(speed94.main, "--recipe=smoke", "--runs=1", "--airbench=nowhere")
     assert ("ours alone: the peer needs CUDA" in text) != torch.cuda.is_available()
     assert "missing: 2 of 2 runs" in text or torch.cuda.is_available()
+
+
+def test_the_peer_is_compared_on_its_data_set_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    arguments = ["--recipe=smoke", f"--airbench={tmp_path}", f"--out={tmp_path / 'out'}"]
+    refused = CliRunner().invoke(speed94.main, arguments)
+    assert refused.exit_code == SettingsError.exit_code
+    assert "the peer trains on cifar10" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_under_other_conditions_are_not_counted(tmp_path: Path) -> None:
+    run = TimedRun(plain=0.5, tta=0.95, seconds=4.0, train_seconds=3.0)
+    given = {"recipe": "smoke"}
+    comparison = Comparison(out=tmp_path, given=given, settings=Settings(**given), device="CPU")
+    comparison.add("", [run], block=0)
+    assert len(comparison.runs(0)) == 1
+    assert not replace(comparison, given=given | {"cuda_graph": False}).runs(0)
+    assert not replace(comparison, device="a GPU").runs(0)
 
 
 def test_the_cpu_loop_is_compared_with_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,16 @@ import torch
 from click.testing import CliRunner
 from training_commands import TINY, flags, run_python
 
+from benchmarks import timed
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import check_functions, checks, profiling, seeds
+from benchmarks.gpu import check_functions, check_list, checks, profiling, seeds
 from benchmarks.gpu.check_list import Check, list_checks
 from benchmarks.gpu.session import Session, noise, read_json
-from benchmarks.timed import TimedRun
-from cifar10_accel.errors import SettingsError, UserError
+from benchmarks.timed import TimedRun, timed_run
+from cifar10_accel.errors import Preempted, SettingsError, UserError
 from cifar10_accel.recipes import recipe_names
 from cifar10_accel.settings import Settings
+from cifar10_accel.training import cuda_graphs, state
 
 
 @pytest.fixture
@@ -130,6 +132,73 @@ def test_a_check_that_does_not_hold_fails_with_its_line(session: Session) -> Non
     assert (good["outcome"], good["line"], good["conditions"]) == ("PASS", "fine", session.conditions)
 
 
+def test_a_check_that_is_stopped_has_no_result(session: Session) -> None:
+    def stopped(session: Session) -> str:
+        raise Preempted(15, step=1, stop_step=2)
+
+    with pytest.raises(Preempted):
+        checks._made(session, Check(stopped))
+
+
+def test_resuming_is_checked_again_after_a_failure(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """verify-resume refuses a folder that is not empty."""
+    left_over = check_functions.check_dir(session, "resume-fp32") / "left over"
+    left_over.mkdir(parents=True)
+    commands = []
+    monkeypatch.setattr(check_list, "_command", lambda *arguments: commands.append(arguments))
+    list_checks()[0]["resume-fp32"].run(session)
+    assert not left_over.exists()
+    assert commands[0][1] == "verify-resume"
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_equal_losses_count_only_if_a_graph_was_recorded(
+    is_recorded: bool, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(session: Session, recipe: str, precision: str, name: str, **given: Any) -> None:
+        if given["cuda_graph"] and is_recorded:
+            cuda_graphs._Graph(lambda batches: torch.zeros(3), [])
+        folder = check_functions.check_dir(session, name)
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/loss": 2.0}) + "\n")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(check_functions, "train_short", train)
+    monkeypatch.setattr(cuda_graphs._Graph, "__init__", lambda self, step, batches: None)
+    if is_recorded:
+        assert check_functions.same_with_graphs(session, "resnet9").startswith("1 losses")
+    else:
+        with pytest.raises(check_functions.CheckFailed, match="no graph was recorded"):
+            check_functions.same_with_graphs(session, "resnet9")
+
+
+class ReplayedStep:
+    """Stands in for a CUDA graph."""
+
+    def __init__(self, step: Any, batches: Any) -> None:
+        self.launch = step
+
+
+def test_recording_before_the_clock_changes_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(**TINY | {"recipe": "speed94", "compile": False, "precision": "no", "whitening": False})
+    built, build_state = [], timed.build_state
+
+    def build(setup: Any) -> Any:
+        built.append(build_state(setup))
+        return built[-1]
+
+    monkeypatch.setattr(timed, "build_state", build)
+    timed_run(settings, noise(180, 50))
+    monkeypatch.setattr(state, "make_cuda_graphs", lambda *arguments: cuda_graphs.CudaGraphs(arguments[-1]))
+    monkeypatch.setattr(cuda_graphs, "_Graph", ReplayedStep)
+    timed_run(settings, noise(180, 50))
+    plain, recorded = built
+    assert recorded.cuda_graphs.num_recorded == 1
+    assert recorded.step == plain.step
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, recorded.model.state_dict()[name]), name
+
+
 @pytest.mark.long
 def test_checks_for_cuda_compute_on_a_cpu_too(session: Session) -> None:
     """Waits cannot be seen here, and pixels are equal trivially, but the code of the checks runs."""
@@ -184,6 +253,16 @@ def test_seeds_that_are_there_are_not_trained_again(
     assert "| accuracy, plain | 91.00% +- 2.48% | 1.00% | 90.00% | 92.00% | 3 |" in out
     assert "| accuracy, TTA (multicrop) | 92.00% +- 2.48% | 1.00% | 91.00% | 93.00% | 3 |" in out
     assert "| seconds of training | 2.000 | 0.000 | 2.000 | 2.000 | 3 |" in out
+
+
+def test_no_seed_is_trained_without_time_for_the_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its time would include choosing kernels and compiling."""
+    monkeypatch.setattr(seeds, "timed_run", lambda *_: pytest.fail("a cold run"))
+    late = Session(out=tmp_path, given={"dataset": "synthetic", "synthetic_size": "200"}, deadline=time.time() + 30)
+    seeds.train_seeds(late, "resnet9", default_seeds=2)
+    assert "missing: 2 of 2 seeds" in capsys.readouterr().out
 
 
 def test_the_profile_adds_up(session: Session, tmp_path: Path) -> None:
