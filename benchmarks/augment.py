@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import click
 import numpy as np
 import torch
 import torchvision.transforms.v2 as tv
@@ -34,13 +35,14 @@ CUTOUT = (8 * 8) / (32 * 32)
 Contestant = tuple[str, int, Callable[[], Any]]  # name, images per call, call
 
 
+@click.command()
 def main() -> None:
-    """Print the machine, the versions and the tables."""
+    """Measure images/s of the augmentation, beside other implementations, and the memory of the images."""
     torch.set_num_threads(1)
     print(describe_machine("torchvision", "albumentations", "kornia", "numpy"))
     print_table(contestants())
     print(flush=True)
-    memory.main()
+    memory.print_memory()
     if torch.cuda.is_available():
         print_gpu()
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import click
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -22,7 +23,13 @@ from cifar10_accel.training.setup import RunSetup
 PROPORTIONAL = Path("/proc/self/smaps_rollup")
 
 
+@click.command()
 def main() -> None:
+    """Measure the memory that two processes need for the images."""
+    print_memory()
+
+
+def print_memory() -> None:
     """Start two processes of this program, which measure themselves."""
     if not PROPORTIONAL.exists():
         print("memory is measured on Linux only")

@@ -175,7 +175,7 @@ SYNONYMS = {
 
 # Words that people look for among the settings, with a sentence that says where the thing is instead.
 _DEVICES = "the launcher chooses devices; see accelerate launch --help"
-_PROCESSES = "the launcher starts the processes: accelerate launch --num_processes N -m cifar10_accel.train"
+_PROCESSES = "the launcher starts the processes: accelerate launch --multi_gpu --num_processes N -m cifar10_accel.train"
 _RESUME = "the same command again resumes its run"
 NOT_SETTINGS = {
     **dict.fromkeys(("accelerator", "cpu", "cuda", "device", "gpu", "gpu_ids"), _DEVICES),

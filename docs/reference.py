@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings
 from sphinx.application import Sphinx
 
 from cifar10_accel.cli import main
+from cifar10_accel.cli.help import section_title
 from cifar10_accel.formatting import format_value
 from cifar10_accel.recipes import recipe_names, recipe_path
 from cifar10_accel.settings import Settings
@@ -18,7 +19,7 @@ def settings() -> str:
     properties = Settings.model_json_schema()["properties"]
     lines = ["## Recipe", "", "The source of values that are not given.", "", *_setting("recipe", properties)]
     for section in reversed([base for base in Settings.__bases__ if not issubclass(base, BaseSettings)]):
-        lines += [f"## {section.__name__.removesuffix('Settings')}", "", section.__doc__ or "", ""]
+        lines += [f"## {section_title(section)}", "", section.__doc__ or "", ""]
         for name in section.model_fields:
             lines += _setting(name, properties)
     return "\n".join(lines)

@@ -89,7 +89,9 @@ PIECES: dict[str, Callable[[Session], None]] = {
 @click.option(
     "--out", type=click.Path(path_type=Path), default=RUNS / "gpu", show_default=True, help="folder for all results"
 )
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=9, show_default=True, help="time")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), default=9, show_default=True, help="time of this call"
+)
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), help="[default: cuda where there is a GPU]")
 @click.option("--tiny", is_flag=True, help="the smallest models and few images, to see that everything runs")
 @click.option("--airbench", type=click.Path(path_type=Path), help="the peer of speed94, see benchmarks.speed94")

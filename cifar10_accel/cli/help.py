@@ -40,7 +40,7 @@ def sections() -> dict[str, list[str]]:
     classes = [
         base for base in Settings.__bases__ if issubclass(base, BaseModel) and not issubclass(base, BaseSettings)
     ]
-    by_title = {_title(kind): list(kind.model_fields) for kind in reversed(classes)}
+    by_title = {section_title(kind): list(kind.model_fields) for kind in reversed(classes)}
     listed = {name for names in by_title.values() for name in names}
     return {"Recipe": [name for name in Settings.model_fields if name not in listed], **by_title}
 
@@ -115,7 +115,7 @@ def with_dashes(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _title(section: type) -> str:
+def section_title(section: type) -> str:
     """Return the title of a section of the settings by the name of its class: `Fine tuning` for FineTuningSettings."""
     return re.sub(
         "(?<=[a-z])[A-Z]", lambda capital: f" {capital[0].lower()}", section.__name__.removesuffix("Settings")

@@ -18,7 +18,7 @@ LR = click.FloatRange(min=0, min_open=True, max=1000)
 @click.command(
     cls=SettingsCommand,
     help="Train a model. Every flag is a setting, and the same command again resumes the run. "
-    "For several processes: accelerate launch -m cifar10_accel.train --recipe cpu",
+    "For several processes: accelerate launch --multi_gpu --num_processes N -m cifar10_accel.train",
 )
 @settings_options
 @handle_user_errors

@@ -42,7 +42,7 @@ NOT_LISTED = ("classes", "command", "images", "packages")  # of environment.json
 SECTIONS: dict[str, Any] = {
     "Data": DataSettings,
     "Model": ModelSettings,
-    "Fine-tuning": FineTuningSettings,
+    "Fine tuning": FineTuningSettings,
     "Optimizer": OptimSettings,
     "Schedule": ScheduleSettings,
     "Run": RunSettings,

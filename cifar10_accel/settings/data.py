@@ -55,7 +55,7 @@ class DataSettings(Section):
     augment_backend: Literal["auto", "batched", "albumentations"] = Field(
         "auto",
         description="batched: whole batches on the device; albumentations: image by image in loader workers; "
-        "auto: batched if every transform can be lowered. Same pixels either way",
+        "auto: batched if every transform has a batched form. Same pixels either way",
     )
     num_workers: int = Field(
         0, ge=0, le=256, description="loader processes per rank for the albumentations backend (0: in the main process)"

@@ -88,7 +88,7 @@ class ScheduleSettings(Section):
     )
     div_factor: float = Field(25.0, ge=1, le=1e9, description="the first LR is max_lr / div_factor")
     final_div_factor: float = Field(
-        1e4, ge=1, le=1e12, description="the last LR is the first LR / final_div_factor; 1: no annihilation"
+        1e4, ge=1, le=1e12, description="the last LR is the first LR / final_div_factor; 1: they are equal"
     )
     anneal: Literal["linear", "cos"] = Field("linear", description="shape of the ramps")
     low_res_fraction: float = Field(

@@ -122,7 +122,7 @@ def test_a_training_says_something_before_torch_is_imported(tmp_path: Path) -> N
         ("-b", "did you mean --batch-size?"),
         ("--wd=0", "did you mean --weight-decay?"),
         ("--fp16", "did you mean --precision=fp16?"),
-        ("--gpus=2", "accelerate launch --num_processes N -m cifar10_accel.train"),
+        ("--gpus=2", "accelerate launch --multi_gpu --num_processes N -m cifar10_accel.train"),
         ("--resume", "the same command again resumes its run"),
         ("--max-lrr=1", "--max-lr"),
         ("--nothing-like-this", "No such option"),
