@@ -75,9 +75,10 @@ def _train(settings: Settings) -> Path:
     folder = RunFolder.of(setup.settings)
     setup, choice = within_time_budget(setup, folder)
     accelerator, settings = setup.accelerator, setup.settings
+    steps_per_epoch = setup.plan.steps_per_epoch  # a batch size that is not possible is an error before the folder
     run_on_main(accelerator, lambda: folder.open(settings, setup.dataset))
     setup = setup.with_images_as(run_on_main(accelerator, folder.recorded_image_format))
-    dataset, steps_per_epoch = setup.dataset, setup.plan.steps_per_epoch
+    dataset = setup.dataset
 
     # 2. Model, optimizer, callbacks and schedule. The LR is a function of the step: nothing to prepare or to save.
     with folder.record_failure(is_main=accelerator.is_main_process):

@@ -4,6 +4,7 @@ tests/test_settings.py has more values, in one process.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from training_commands import TINY, flags, run_python
 from trainings import TRAIN
 
 COMMAND_LINE = ("-m", "cifar10_accel", "train")
+long = partial(pytest.param, marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize(
@@ -87,15 +89,14 @@ def test_unknown_environment_variable(tmp_path: Path, fault: OpenFault) -> None:
         ended(done, "did you mean 'max_lr'?")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
         (["--recipe=smoke", "--batch-size=1000000000"], 2, "batch_size: 1000000000 is more than the 2000 training"),
-        (["--recipe=smoke", "--precision=fp16"], 2, "precision: 'fp16' on a CPU"),
-        (["--recipe=smoke", "--val-size=2000"], 2, "val_size: 2000 leaves nothing"),
-        (["--dataset=folder", "--data-dir=/nowhere"], 3, "/nowhere"),
-        (["--recipe=smoke", "--run-dir=/proc/x"], 2, "run_dir: /proc/x cannot be written"),
+        long(["--recipe=smoke", "--precision=fp16"], 2, "precision: 'fp16' on a CPU"),
+        long(["--recipe=smoke", "--val-size=2000"], 2, "val_size: 2000 leaves nothing"),
+        long(["--dataset=folder", "--data-dir=/nowhere"], 3, "/nowhere"),
+        long(["--recipe=smoke", "--run-dir=/proc/x"], 2, "run_dir: /proc/x cannot be written"),
     ],
 )
 def test_value_that_is_invalid_for_this_data_or_machine(
