@@ -74,8 +74,7 @@ def _train(settings: Settings) -> Path:
     setup = set_up_run(settings)
     folder = RunFolder.of(setup.settings)
     setup, choice = within_time_budget(setup, folder)
-    accelerator, settings = setup.accelerator, setup.settings
-    steps_per_epoch = setup.plan.steps_per_epoch  # a batch size that is not possible is an error before the folder
+    accelerator, settings, steps_per_epoch = setup.accelerator, setup.settings, setup.plan.steps_per_epoch
     run_on_main(accelerator, lambda: folder.open(settings, setup.dataset))
     setup = setup.with_images_as(run_on_main(accelerator, folder.recorded_image_format))
     dataset = setup.dataset

@@ -131,14 +131,15 @@ def test_folders_without_settings_and_unreadable_ones_are_counted(
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse_locked)
-    listing = list_runs(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", refuse_locked)
+        listing = list_runs(tmp_path)
+        with pytest.raises(InputError, match="cannot be listed"):
+            list_runs(tmp_path / "locked")
     assert [run.name for run in listing.runs] == ["good"]
     assert sorted(sentence.split(":")[0] for sentence in listing.unreadable) == [
         str(tmp_path / name) for name in ("folder", "half", "locked")
     ]
-    with pytest.raises(InputError, match="cannot be listed"):
-        list_runs(tmp_path / "locked")
     with pytest.raises(InputError, match="cannot be listed"):
         list_runs(tmp_path / "nothing")
 
