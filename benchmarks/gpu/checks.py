@@ -83,7 +83,7 @@ class _Child:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, or has to end because it takes too long."""
+        """True if it has ended, or has to end because it takes too long."""
         return self.process.poll() is not None or self.seconds >= LIMIT_SECONDS * len(self.names)
 
 

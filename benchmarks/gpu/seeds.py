@@ -31,7 +31,9 @@ def train_seeds(session: Session, recipe: str, *, default_seeds: int) -> None:
     results = session.folder("seeds") / f"{recipe}-{settings.precision}-{settings.fingerprint()}-{settings.tta}.jsonl"
     key = {"conditions": session.conditions, "dataset": dataset.name}
     done = read_runs(results, key)
-    missing = [seed for seed in wanted if seed not in done] if session.has_time(session.warm_up_seconds) else []
+    missing = [seed for seed in wanted if seed not in done]
+    if not session.has_time(session.warm_up_seconds):
+        missing = []  # for the next call: without a warm-up the first run would include compiling
     if missing:
         warm_up(session, settings, dataset)
     longest = LEAST_SECONDS

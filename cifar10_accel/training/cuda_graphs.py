@@ -103,7 +103,7 @@ class _Graph:
     def __init__(self, step: Step, batches: list[Batch]) -> None:
         self._batches = [_copy_of(batch) for batch in batches]
         self._graph = torch.cuda.CUDAGraph()
-        same_stream = torch.cuda.stream(torch.cuda.current_stream())  # afterwards, too, if the recording fails
+        same_stream = torch.cuda.stream(torch.cuda.current_stream())  # restored even if the recording fails
         with same_stream, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._totals = step(self._batches)
 

@@ -27,7 +27,7 @@ class Stopwatch:
         self._started = _recorded_event() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
 
     def seconds(self) -> float:
-        """Return the seconds so far, including those before a resume; a GPU may not have come so far."""
+        """Return the seconds so far, including those before a resume; a GPU may still be computing."""
         return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def mark(self) -> Callable[[], float]:

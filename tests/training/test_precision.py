@@ -90,7 +90,7 @@ def test_the_speed_of_bf16_is_a_ratio_of_the_fastest_rounds(monkeypatch: pytest.
 
 
 def test_the_speed_of_bf16_is_measured_once_and_changes_nothing() -> None:
-    """What is printed is what was decided by, and the bits of a run are those of one without the measurement."""
+    """The value that is printed is the one that decided, and the random state is left as it was."""
     before = torch.get_rng_state()
     assert precision_module._bf16_speedup.__wrapped__() > 0
     assert torch.equal(before, torch.get_rng_state())
